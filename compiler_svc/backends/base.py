@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a backend is: code that builds one engine's artifacts. One file per backend, found by name.
+
+A backend runs inside a killable child process (`compiler_svc.worker.child`), never in the worker or the service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from dovetail.contract import Contract
+from dovetail.recipe import Recipe
+from dovetail.rules import ModelFacts
+from dovetail.tensor import Array, TensorSpec
+
+Samples = Mapping[str, Array]
+"""Input name -> array whose first axis is the sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildInput:
+    """Everything a backend gets.
+
+    Attributes:
+        model: Normalised, self-contained model.onnx.
+        recipe: What to build.
+        contract: Contract of the result as planned; the backend returns it with what it measured filled in.
+        inputs: Signature.
+        outputs: Signature.
+        facts: Opset, operators and the like.
+        calibration: Samples, or None.
+        scratch: Private empty directory.
+        threads: Threads it may use.
+        report: Call with a fraction 0..1 and a short text.
+    """
+
+    model: Path
+    recipe: Recipe
+    contract: Contract
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    facts: ModelFacts
+    calibration: Samples | None
+    scratch: Path
+    threads: int
+    report: Callable[[float, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOutput:
+    """What a backend gives.
+
+    Attributes:
+        files: Name that the engine expects -> file inside scratch.
+        contract: Final contract.
+        labels: Facts for people: {"calibration": "minmax, 128 samples"} or {"calibration": "uncalibrated"}.
+    """
+
+    files: Mapping[str, Path]
+    contract: Contract
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorSupport:
+    """Outcome of the operator scan of one backend.
+
+    Attributes:
+        supported: True if everything is.
+        unsupported: Operators that are not, as "domain::Op (opset n)".
+    """
+
+    supported: bool
+    unsupported: tuple[str, ...] = ()
+
+
+class BackendModule(Protocol):
+    """The surface of one `<engine>_backend.py`; importing the module must not import the library."""
+
+    ENGINE: str
+
+    def toolchain(self) -> Mapping[str, str]:
+        """Exact versions of every tool that touches the bytes, from package metadata; empty if something needed is not installed."""
+        ...
+
+    def missing(self) -> str:
+        """Why this backend cannot build here ("openvino is not installed: pip install 'dovetail[compiler]'"), or ""."""
+        ...
+
+    def scan(self, model: Path) -> OperatorSupport:
+        """Which operators of the model this backend does not support."""
+        ...
+
+    def build(self, order: BuildInput) -> BuildOutput:
+        """Build.
+
+        Raises:
+            UnsupportedError: The model or recipe cannot be built by this backend; the text names what.
+            PreconditionError: Calibration samples are needed and there are none.
+            BuildFailedError: The library failed; its text is in the message, shortened.
+        """
+        ...
+
+
+def batches(samples: Samples, size: int) -> Iterator[dict[str, Array]]:
+    """Samples in batches of at most `size`, as views."""
+    count = len(next(iter(samples.values())))
+    for start in range(0, count, size):
+        yield {name: array[start : start + size] for name, array in samples.items()}

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The index: what exists. Models, manifests, benchmark figures and nodes; content is in the chunk store.
+
+Implemented on Redis by `redis_index`; every durable record is also written to the document store of the durable tier
+(before Redis), so that an empty Redis is rebuilt from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from dovetail.artifact import Manifest
+from dovetail.benchmark import BenchmarkRecord
+from dovetail.pb.v1.fleet_pb2 import Node
+from dovetail.pb.v1.storage_pb2 import ModelRecord
+
+
+class Index(Protocol):
+    """All methods are safe to call concurrently; UnavailableError if Redis does not answer."""
+
+    async def add_model(self, record: ModelRecord) -> tuple[ModelRecord, bool]:
+        """Register a version; fills in its number. Equal content (model, samples, policy) as the newest version returns that, False."""
+        ...
+
+    async def model(self, name: str, version: int = 0, alias: str = "") -> ModelRecord:
+        """One version (0: newest), with `model.aliases` filled in. NotFoundError names what exists."""
+        ...
+
+    async def models(self, name: str = "") -> Sequence[ModelRecord]:
+        """All versions, by name and number."""
+        ...
+
+    async def set_alias(self, name: str, alias: str, version: int) -> None:
+        """Point an alias at a version. NotFoundError."""
+        ...
+
+    async def delete_model(self, name: str, version: int = 0) -> int:
+        """Remove a version or all, with their manifests; returns how many versions. NotFoundError."""
+        ...
+
+    async def manifests(self, model: str = "", version: int = 0) -> Sequence[tuple[Manifest, bytes]]:
+        """Published manifests with their stored bytes; immutable, so implementations may cache by digest."""
+        ...
+
+    async def manifest(self, artifact_key: str) -> bytes:
+        """Stored bytes of one manifest. NotFoundError."""
+        ...
+
+    async def add_benchmark(self, artifact_key: str, record: BenchmarkRecord) -> None:
+        """Keep figures (the newest per hardware class, batch and threads). NotFoundError."""
+        ...
+
+    async def benchmarks(self, artifact_key: str) -> Sequence[BenchmarkRecord]:
+        """Figures from the manifest and from nodes."""
+        ...
+
+    async def report_node(self, node: Node) -> None:
+        """Record a node's state with the server's clock."""
+        ...
+
+    async def nodes(self) -> Sequence[Node]:
+        """Nodes by id."""
+        ...
+
+    async def rebuild(self) -> int:
+        """Fill an empty index from the durable tier; returns how many records. Does nothing if the index is not empty."""
+        ...
+
+    def changes(self) -> AsyncIterator[str]:
+        """Name of a model each time a manifest of it is published or removed; for WatchOffers."""
+        ...

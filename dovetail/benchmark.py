@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measured speed of an artifact on one hardware class, as a value.
+
+The measuring itself is `dovetail.engines.measure` (it needs an engine). Figures always come with the baseline that
+was measured in the same run, because absolute numbers of two runs cannot be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dovetail.errors import InvalidInputError
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkRecord:
+    """Figures of one artifact on one hardware class.
+
+    Attributes:
+        hardware_class: Key of the class that was measured.
+        batch: Rows per inference.
+        threads: Threads given to the engine.
+        samples: Timed inferences.
+        windows: Measurement windows after steady state.
+        steady: True if the last windows lay within the stability bound; False means "take with care".
+        p50_ms: Median latency.
+        p95_ms: 95th percentile.
+        p99_ms: 99th percentile.
+        throughput: Rows per second, one caller.
+        load_ms: Time from file to ready session, warm page cache.
+        peak_rss_bytes: Peak resident memory of the measuring process above its state before load; 0 if unknown.
+        baseline_p50_ms: Median of the unoptimised fp32 model in the same run; 0 if there was none.
+        measured_at_ms: Wall clock, for people.
+        reported_by: "build" or the node id.
+    """
+
+    hardware_class: str
+    batch: int
+    threads: int
+    samples: int
+    windows: int
+    steady: bool
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    throughput: float
+    load_ms: float
+    peak_rss_bytes: int = 0
+    baseline_p50_ms: float = 0.0
+    measured_at_ms: int = 0
+    reported_by: str = "build"
+
+    @property
+    def speedup(self) -> float:
+        """Baseline median over this median; 0 without a baseline."""
+        return self.baseline_p50_ms / self.p50_ms if self.p50_ms > 0 and self.baseline_p50_ms > 0 else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form; `BenchmarkRecord.from_json(b.to_json()) == b`."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> BenchmarkRecord:
+        """Read the JSON form.
+
+        Raises:
+            InvalidInputError: A field is missing or unknown.
+        """
+        try:
+            return BenchmarkRecord(**document)
+        except TypeError as exc:
+            raise InvalidInputError(f"benchmark record is not readable: {exc}") from exc

@@ -1,0 +1,139 @@
+from dovetail.pb.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class BuildPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BUILD_PHASE_UNSPECIFIED: _ClassVar[BuildPhase]
+    BUILD_PHASE_QUEUED: _ClassVar[BuildPhase]
+    BUILD_PHASE_UNROUTED: _ClassVar[BuildPhase]
+    BUILD_PHASE_BUILDING: _ClassVar[BuildPhase]
+    BUILD_PHASE_GATING: _ClassVar[BuildPhase]
+    BUILD_PHASE_MEASURING: _ClassVar[BuildPhase]
+    BUILD_PHASE_PUBLISHING: _ClassVar[BuildPhase]
+    BUILD_PHASE_READY: _ClassVar[BuildPhase]
+    BUILD_PHASE_FAILED: _ClassVar[BuildPhase]
+    BUILD_PHASE_CANCELLED: _ClassVar[BuildPhase]
+
+class BuildFailureKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BUILD_FAILURE_KIND_UNSPECIFIED: _ClassVar[BuildFailureKind]
+    BUILD_FAILURE_KIND_DETERMINISTIC: _ClassVar[BuildFailureKind]
+    BUILD_FAILURE_KIND_RESOURCE: _ClassVar[BuildFailureKind]
+    BUILD_FAILURE_KIND_INFRASTRUCTURE: _ClassVar[BuildFailureKind]
+BUILD_PHASE_UNSPECIFIED: BuildPhase
+BUILD_PHASE_QUEUED: BuildPhase
+BUILD_PHASE_UNROUTED: BuildPhase
+BUILD_PHASE_BUILDING: BuildPhase
+BUILD_PHASE_GATING: BuildPhase
+BUILD_PHASE_MEASURING: BuildPhase
+BUILD_PHASE_PUBLISHING: BuildPhase
+BUILD_PHASE_READY: BuildPhase
+BUILD_PHASE_FAILED: BuildPhase
+BUILD_PHASE_CANCELLED: BuildPhase
+BUILD_FAILURE_KIND_UNSPECIFIED: BuildFailureKind
+BUILD_FAILURE_KIND_DETERMINISTIC: BuildFailureKind
+BUILD_FAILURE_KIND_RESOURCE: BuildFailureKind
+BUILD_FAILURE_KIND_INFRASTRUCTURE: BuildFailureKind
+
+class BuildFailure(_message.Message):
+    __slots__ = ("kind", "code", "message", "log_tail")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    LOG_TAIL_FIELD_NUMBER: _ClassVar[int]
+    kind: BuildFailureKind
+    code: str
+    message: str
+    log_tail: str
+    def __init__(self, kind: _Optional[_Union[BuildFailureKind, str]] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., log_tail: _Optional[str] = ...) -> None: ...
+
+class CompileRequest(_message.Message):
+    __slots__ = ("model", "version", "fingerprint_json", "recipes", "force")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_JSON_FIELD_NUMBER: _ClassVar[int]
+    RECIPES_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    fingerprint_json: bytes
+    recipes: _containers.RepeatedScalarFieldContainer[str]
+    force: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint_json: _Optional[bytes] = ..., recipes: _Optional[_Iterable[str]] = ..., force: bool = ...) -> None: ...
+
+class Build(_message.Message):
+    __slots__ = ("artifact_key", "model", "version", "recipe", "hardware_class", "phase", "fraction", "message", "failure", "gate_json", "benchmark_json", "size_bytes", "attempts", "created_at_ms", "updated_at_ms", "cached")
+    ARTIFACT_KEY_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RECIPE_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_CLASS_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    FRACTION_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    GATE_JSON_FIELD_NUMBER: _ClassVar[int]
+    BENCHMARK_JSON_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    UPDATED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
+    artifact_key: str
+    model: str
+    version: int
+    recipe: _types_pb2.Recipe
+    hardware_class: str
+    phase: BuildPhase
+    fraction: float
+    message: str
+    failure: BuildFailure
+    gate_json: bytes
+    benchmark_json: bytes
+    size_bytes: int
+    attempts: int
+    created_at_ms: int
+    updated_at_ms: int
+    cached: bool
+    def __init__(self, artifact_key: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., recipe: _Optional[_Union[_types_pb2.Recipe, _Mapping]] = ..., hardware_class: _Optional[str] = ..., phase: _Optional[_Union[BuildPhase, str]] = ..., fraction: _Optional[float] = ..., message: _Optional[str] = ..., failure: _Optional[_Union[BuildFailure, _Mapping]] = ..., gate_json: _Optional[bytes] = ..., benchmark_json: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., attempts: _Optional[int] = ..., created_at_ms: _Optional[int] = ..., updated_at_ms: _Optional[int] = ..., cached: bool = ...) -> None: ...
+
+class BuildEvent(_message.Message):
+    __slots__ = ("event_id", "build")
+    EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    BUILD_FIELD_NUMBER: _ClassVar[int]
+    event_id: str
+    build: Build
+    def __init__(self, event_id: _Optional[str] = ..., build: _Optional[_Union[Build, _Mapping]] = ...) -> None: ...
+
+class GetBuildRequest(_message.Message):
+    __slots__ = ("artifact_key",)
+    ARTIFACT_KEY_FIELD_NUMBER: _ClassVar[int]
+    artifact_key: str
+    def __init__(self, artifact_key: _Optional[str] = ...) -> None: ...
+
+class ListBuildsRequest(_message.Message):
+    __slots__ = ("model", "version")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class ListBuildsResponse(_message.Message):
+    __slots__ = ("builds",)
+    BUILDS_FIELD_NUMBER: _ClassVar[int]
+    builds: _containers.RepeatedCompositeFieldContainer[Build]
+    def __init__(self, builds: _Optional[_Iterable[_Union[Build, _Mapping]]] = ...) -> None: ...
+
+class CancelBuildRequest(_message.Message):
+    __slots__ = ("artifact_key",)
+    ARTIFACT_KEY_FIELD_NUMBER: _ClassVar[int]
+    artifact_key: str
+    def __init__(self, artifact_key: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,156 @@
+from dovetail.pb.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class FileRole(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FILE_ROLE_UNSPECIFIED: _ClassVar[FileRole]
+    FILE_ROLE_MODEL: _ClassVar[FileRole]
+    FILE_ROLE_EXTERNAL_DATA: _ClassVar[FileRole]
+    FILE_ROLE_CALIBRATION: _ClassVar[FileRole]
+    FILE_ROLE_VALIDATION: _ClassVar[FileRole]
+FILE_ROLE_UNSPECIFIED: FileRole
+FILE_ROLE_MODEL: FileRole
+FILE_ROLE_EXTERNAL_DATA: FileRole
+FILE_ROLE_CALIBRATION: FileRole
+FILE_ROLE_VALIDATION: FileRole
+
+class PushFile(_message.Message):
+    __slots__ = ("role", "name", "size_bytes", "sha256")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    role: FileRole
+    name: str
+    size_bytes: int
+    sha256: str
+    def __init__(self, role: _Optional[_Union[FileRole, str]] = ..., name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
+
+class AccuracyPolicy(_message.Message):
+    __slots__ = ("task", "label_array", "max_metric_drop")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    LABEL_ARRAY_FIELD_NUMBER: _ClassVar[int]
+    MAX_METRIC_DROP_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    label_array: str
+    max_metric_drop: float
+    def __init__(self, task: _Optional[str] = ..., label_array: _Optional[str] = ..., max_metric_drop: _Optional[float] = ...) -> None: ...
+
+class PushHeader(_message.Message):
+    __slots__ = ("name", "files", "policy")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    files: _containers.RepeatedCompositeFieldContainer[PushFile]
+    policy: AccuracyPolicy
+    def __init__(self, name: _Optional[str] = ..., files: _Optional[_Iterable[_Union[PushFile, _Mapping]]] = ..., policy: _Optional[_Union[AccuracyPolicy, _Mapping]] = ...) -> None: ...
+
+class PushModelRequest(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: PushHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PushModelResponse(_message.Message):
+    __slots__ = ("model", "created", "notes")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    created: bool
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., created: bool = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("name", "version", "model_digest", "file_digest", "size_bytes", "opset", "ir_version", "inputs", "outputs", "calibration_samples", "validation_samples", "labelled", "policy", "aliases", "created_at_ms", "parameter_bytes", "operators")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    FILE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OPSET_FIELD_NUMBER: _ClassVar[int]
+    IR_VERSION_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    CALIBRATION_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    VALIDATION_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    LABELLED_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_MS_FIELD_NUMBER: _ClassVar[int]
+    PARAMETER_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OPERATORS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    model_digest: str
+    file_digest: str
+    size_bytes: int
+    opset: int
+    ir_version: int
+    inputs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TensorSpec]
+    outputs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TensorSpec]
+    calibration_samples: int
+    validation_samples: int
+    labelled: bool
+    policy: AccuracyPolicy
+    aliases: _containers.RepeatedScalarFieldContainer[str]
+    created_at_ms: int
+    parameter_bytes: int
+    operators: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., model_digest: _Optional[str] = ..., file_digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., opset: _Optional[int] = ..., ir_version: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., calibration_samples: _Optional[int] = ..., validation_samples: _Optional[int] = ..., labelled: bool = ..., policy: _Optional[_Union[AccuracyPolicy, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ..., created_at_ms: _Optional[int] = ..., parameter_bytes: _Optional[int] = ..., operators: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class GetModelRequest(_message.Message):
+    __slots__ = ("name", "version", "alias")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    alias: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., alias: _Optional[str] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[Model]
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+
+class SetAliasRequest(_message.Message):
+    __slots__ = ("name", "alias", "version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    alias: str
+    version: int
+    def __init__(self, name: _Optional[str] = ..., alias: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class DeleteModelRequest(_message.Message):
+    __slots__ = ("name", "version")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class DeleteModelResponse(_message.Message):
+    __slots__ = ("versions_deleted",)
+    VERSIONS_DELETED_FIELD_NUMBER: _ClassVar[int]
+    versions_deleted: int
+    def __init__(self, versions_deleted: _Optional[int] = ...) -> None: ...
