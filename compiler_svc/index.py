@@ -7,7 +7,7 @@ Implemented on Redis by `redis_index`; every durable record is also written to t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from dovetail.artifact import Manifest
@@ -55,6 +55,10 @@ class Index(Protocol):
         """Figures from the manifest and from nodes."""
         ...
 
+    async def benchmarks_of(self, artifact_keys: Iterable[str]) -> Mapping[str, Sequence[BenchmarkRecord]]:
+        """The same for many artifacts in one round trip (negotiation); a key without a manifest is left out."""
+        ...
+
     async def report_node(self, node: Node) -> None:
         """Record a node's state with the server's clock."""
         ...
@@ -68,5 +72,8 @@ class Index(Protocol):
         ...
 
     def changes(self) -> AsyncIterator[str]:
-        """Name of a model each time a manifest of it is published or removed; for WatchOffers."""
+        """Name of a model each time its manifests or their figures change; for WatchOffers.
+
+        Starts a few seconds in the past, so a caller that looks once after it began misses nothing; names may repeat.
+        """
         ...

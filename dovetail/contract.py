@@ -8,6 +8,7 @@ blob's ISA string) sits in `details` under names that the engine's rules documen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -49,8 +50,10 @@ class Contract:
         return str(self.details.get(name, default))
 
     def number(self, name: str, default: int = 0) -> int:
-        """A detail as an integer; the default also where it is not a number."""
+        """A detail as an integer; the default also where it is not a finite number."""
         value = self.details.get(name, default)
+        if isinstance(value, float) and not math.isfinite(value):
+            return default
         return int(value) if isinstance(value, int | float) else default
 
     def flag(self, name: str) -> bool:

@@ -11,7 +11,7 @@ The document form is versioned JSON (`schema`): a reader refuses a newer major s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -114,6 +114,7 @@ class InstanceFacts:
         hostname: As the machine calls itself.
         kernel: Kernel release.
         cpu_name: Marketing name of the CPU; hypervisors mask it, so nothing decides by it.
+        product: The machine as its firmware names it (device tree model, DMI vendor and product), or "".
         hypervisor: Name of the hypervisor, or "".
         container: "docker", "podman", "kubernetes" … or "".
         memory_available_bytes: Free for us right now; 0 if unknown.
@@ -128,6 +129,7 @@ class InstanceFacts:
     hostname: str = ""
     kernel: str = ""
     cpu_name: str = ""
+    product: str = ""
     hypervisor: str = ""
     container: str = ""
     memory_available_bytes: int = 0
@@ -183,22 +185,22 @@ class Fingerprint:
             raise InvalidInputError(f"fingerprint document has schema {schema!r}, this version reads {SCHEMA}")
         try:
             facts = dict(document["class"])
-            facts["cpu_features"] = frozenset(facts.get("cpu_features", ()))
-            facts["cpu_parts"] = tuple(facts.get("cpu_parts", ()))
-            facts["accelerators"] = tuple(_read(Accelerator, item) for item in facts.get("accelerators", ()))
+            facts["cpu_features"] = frozenset(_items(facts, "cpu_features"))
+            facts["cpu_parts"] = _items(facts, "cpu_parts")
+            facts["accelerators"] = tuple(_read(Accelerator, item) for item in _items(facts, "accelerators"))
             facts["runtimes"] = {
-                name: _read(RuntimeLibrary, {**item, "devices": tuple(item.get("devices", ()))})
+                str(name): _read(RuntimeLibrary, {**item, "devices": _items(item, "devices")})
                 for name, item in facts.get("runtimes", {}).items()
             }
             instance = dict(document.get("instance", {}))
             for name in ("device_uuids", "device_memory_free_bytes"):
-                instance[name] = tuple(instance.get(name, ()))
+                instance[name] = _items(instance, name)
             return Fingerprint(
                 facts=_read(ClassFacts, facts),
                 instance=_read(InstanceFacts, instance),
                 origin=str(document.get("origin", "measured")),
             )
-        except (KeyError, TypeError, AttributeError) as exc:
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise InvalidInputError(f"fingerprint document is not readable: {exc!r}") from exc
 
     @staticmethod
@@ -209,7 +211,9 @@ class Fingerprint:
             InvalidInputError: Too large, not JSON, or not a fingerprint.
         """
         if len(data) > MAX_DOCUMENT_BYTES:
-            raise InvalidInputError(f"fingerprint document has {len(data)} bytes, at most {MAX_DOCUMENT_BYTES} are read")
+            raise InvalidInputError(
+                f"fingerprint document has {len(data)} bytes, at most {MAX_DOCUMENT_BYTES} are read"
+            )
         try:
             document = json.loads(data)
         except ValueError as exc:
@@ -222,6 +226,40 @@ class Fingerprint:
 _T = TypeVar("_T")
 
 
+def _is_strings(value: object) -> bool:
+    return all(isinstance(item, str) for item in value) if isinstance(value, (tuple, frozenset)) else False
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+# Fields whose annotation is not here are built by from_json itself.
+_CHECKS: Mapping[str, Callable[[Any], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "bool": lambda value: isinstance(value, bool),
+    "int": _is_count,
+    "tuple[str, ...]": _is_strings,
+    "frozenset[str]": _is_strings,
+    "tuple[int, ...]": lambda value: all(_is_count(item) for item in value),
+    "Mapping[str, str]": lambda value: all(isinstance(text, str) for pair in value.items() for text in pair),
+}
+
+
+def _items(document: Mapping[str, Any], name: str) -> tuple[Any, ...]:
+    value = document.get(name, ())
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{name} is not a list")
+    return tuple(value)
+
+
 def _read(cls: type[_T], document: Mapping[str, Any]) -> _T:
-    known = {item.name for item in fields(cls)}  # type: ignore[arg-type]
-    return cls(**{name: value for name, value in document.items() if name in known})
+    known = {item.name: str(item.type) for item in fields(cls)}  # type: ignore[arg-type]
+    values = {name: value for name, value in document.items() if name in known}
+    for name, value in values.items():
+        check = _CHECKS.get(known[name])
+        if check is not None and not check(value):
+            raise InvalidInputError(
+                f"fingerprint field {name} is {str(value)[:80]!r}: expected {known[name]}, whole numbers not negative"
+            )
+    return cls(**values)

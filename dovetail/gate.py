@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from dovetail.errors import InvalidInputError
-from dovetail.tensor import Array
+from dovetail.tensor import Array, bf16_to_float32
 
 CAP_DB = 200.0
 """Reported signal-to-noise ratio of identical outputs (JSON has no infinity)."""
@@ -125,42 +125,70 @@ def run_gate(
     labels: Array | None = None,
     classification: bool = False,
     thresholds: Thresholds | None = None,
+    datatypes: Mapping[str, str] | None = None,
+    samples: int | None = None,
 ) -> GateReport:
     """Compare outputs over a set of samples.
+
+    Floating-point outputs are judged by distance. Outputs of other types (class ids, masks, texts) are decisions: their
+    share of equal elements must reach the top-1 agreement.
 
     Args:
         reference: Output name -> array whose first axis is the sample.
         candidate: The same of the artifact.
         precision: Precision of the artifact's recipe; selects the default thresholds.
         labels: int array (samples,) of true classes; with it and `classification` the task metric is accuracy.
-        classification: True if the first output holds one score per class in its last axis.
+        classification: True if the first output holds one score per class in its last axis, or one class id per sample.
         thresholds: Instead of the default for the precision.
+        datatypes: Output name -> protocol datatype; needed for BF16, whose arrays hold bit patterns.
+        samples: How many samples the arrays stand for, if that is not the length of the first axis.
 
     Returns:
-        The report; a shape, dtype or missing-output mismatch and non-finite values are failures, not exceptions.
+        The report; a shape, dtype or missing-output mismatch, non-finite values and an empty comparison are failures,
+        not exceptions.
+
+    Raises:
+        InvalidInputError: No thresholds are known for the precision.
     """
-    limits = thresholds or DEFAULT_THRESHOLDS[precision]
+    limits = thresholds or default_thresholds(precision)
+    expected_by_name = _values(reference, datatypes or {})
+    actual_by_name = _values(candidate, datatypes or {})
     failures: list[str] = []
     comparisons: list[OutputComparison] = []
-    for name, expected in reference.items():
-        problem = _structural_problem(name, expected, candidate.get(name))
+    comparable: set[str] = set()
+    for name, expected in expected_by_name.items():
+        problem = _structural_problem(name, expected, actual_by_name.get(name))
         if problem:
             failures.append(problem)
             continue
-        actual = candidate[name]
-        if expected.dtype.kind != "f":
-            if not np.array_equal(expected, actual):
-                share = float(np.mean(expected != actual))
-                failures.append(f"output {name}: {share:.2%} of the integer elements differ, none may")
-            continue
-        comparison = compare_output(name, expected, actual)
-        comparisons.append(comparison)
-        failures += _missed(comparison, limits)
-    samples = len(next(iter(reference.values()))) if reference else 0
-    report = GateReport(False, precision, samples, tuple(comparisons))
-    if classification and not any("shape" in line or "missing" in line for line in failures):
-        report = _with_decisions(report, next(iter(reference.items())), candidate, labels, limits, failures)
-    return _finished(report, failures)
+        comparable.add(name)
+        if expected.dtype.kind == "f":
+            comparisons.append(compare_output(name, expected, actual_by_name[name]))
+            failures += _missed(comparisons[-1], limits)
+        else:
+            failures += _disagreement(name, expected, actual_by_name[name], limits)
+    count = samples if samples is not None else _first_length(expected_by_name)
+    if count == 0:
+        failures.append("there is no sample to compare; nothing can be proven")
+    report = GateReport(False, precision, count, tuple(comparisons))
+    first = next(iter(expected_by_name), "")
+    if classification and count and first in comparable:
+        report = _with_decisions(report, expected_by_name[first], actual_by_name[first], labels, limits, failures)
+    return replace(report, passed=not failures, failures=tuple(failures))
+
+
+def default_thresholds(precision: str) -> Thresholds:
+    """Thresholds of a precision.
+
+    Raises:
+        InvalidInputError: The table has no such precision.
+    """
+    try:
+        return DEFAULT_THRESHOLDS[precision]
+    except KeyError:
+        raise InvalidInputError(
+            f"no gate thresholds for precision {precision!r}; expected one of {', '.join(DEFAULT_THRESHOLDS)}"
+        ) from None
 
 
 def compare_output(name: str, reference: Array, candidate: Array) -> OutputComparison:
@@ -182,8 +210,22 @@ def compare_output(name: str, reference: Array, candidate: Array) -> OutputCompa
 
 
 def accuracy(scores: Array, labels: Array) -> float:
-    """Fraction of samples whose largest score in the last axis is the label's."""
-    return float(np.mean(np.argmax(scores, axis=-1).reshape(-1) == labels.reshape(-1)))
+    """Fraction of samples that are right.
+
+    Args:
+        scores: Float array (samples, …, classes), largest score wins; or an integer array with one class id per sample.
+        labels: Integer array with one class id per sample.
+
+    Raises:
+        InvalidInputError: There are not as many decisions as labels.
+    """
+    decisions, truth = _decisions(scores).reshape(-1), labels.reshape(-1)
+    if decisions.size != truth.size:
+        raise InvalidInputError(
+            f"{decisions.size} decisions cannot be compared with {truth.size} labels: a classification model gives one"
+            " row of scores per sample in its first output; set the accuracy policy's task to generic otherwise"
+        )
+    return float(np.mean(decisions == truth)) if truth.size else 0.0
 
 
 def _cosine(expected: Array, actual: Array) -> float:
@@ -225,38 +267,54 @@ def _missed(figures: OutputComparison, limits: Thresholds) -> list[str]:
         ("mean error / range", figures.mean_error, limits.max_mean_error, figures.mean_error <= limits.max_mean_error),
         ("p99.9 error / range", figures.p999_error, limits.max_p999_error, figures.p999_error <= limits.max_p999_error),
     )
-    return [f"output {figures.name}: {what} is {got:.6g}, allowed is {limit:.6g}" for what, got, limit, ok in checks if not ok]
+    return [
+        f"output {figures.name}: {what} is {got:.6g}, allowed is {limit:.6g}"
+        for what, got, limit, ok in checks
+        if not ok
+    ]
 
 
 def _with_decisions(
     report: GateReport,
-    first: tuple[str, Array],
-    candidate: Mapping[str, Array],
+    expected: Array,
+    actual: Array,
     labels: Array | None,
     limits: Thresholds,
     failures: list[str],
 ) -> GateReport:
-    name, expected = first
-    actual = candidate[name]
-    agreement = float(np.mean(np.argmax(expected, axis=-1) == np.argmax(actual, axis=-1)))
+    agreement = float(np.mean(_decisions(expected) == _decisions(actual)))
     if agreement < limits.min_top1_agreement:
         failures.append(f"top-1 agreement is {agreement:.2%}, allowed is {limits.min_top1_agreement:.2%}")
     if labels is None:
-        return _replaced(report, top1_agreement=agreement)
+        return replace(report, top1_agreement=agreement)
     before, after = accuracy(expected, labels), accuracy(actual, labels)
     if before - after > limits.max_metric_drop + 1e-12:
         failures.append(
             f"accuracy fell from {before:.2%} to {after:.2%}, allowed is a drop of {limits.max_metric_drop:.2%}"
         )
-    return _replaced(
-        report, top1_agreement=agreement, metric="accuracy", metric_reference=before, metric_candidate=after
-    )
+    return replace(report, top1_agreement=agreement, metric="accuracy", metric_reference=before, metric_candidate=after)
 
 
-def _finished(report: GateReport, failures: list[str]) -> GateReport:
-    return _replaced(report, passed=not failures, failures=tuple(failures))
+def _decisions(scores: Array) -> Array:
+    return scores if scores.dtype.kind != "f" else np.argmax(scores, axis=-1)
 
 
-def _replaced(report: GateReport, **changes: Any) -> GateReport:
-    values = {name: getattr(report, name) for name in GateReport.__slots__}
-    return GateReport(**{**values, **changes})
+def _disagreement(name: str, expected: Array, actual: Array, limits: Thresholds) -> list[str]:
+    if expected.size == 0:
+        return []
+    share = float(np.mean(expected == actual))
+    if share >= limits.min_top1_agreement:
+        return []
+    return [f"output {name}: {share:.2%} of the elements are equal, allowed is {limits.min_top1_agreement:.2%}"]
+
+
+def _values(outputs: Mapping[str, Array], datatypes: Mapping[str, str]) -> dict[str, Array]:
+    return {
+        name: bf16_to_float32(array) if datatypes.get(name) == "BF16" and array.dtype == np.uint16 else array
+        for name, array in outputs.items()
+    }
+
+
+def _first_length(outputs: Mapping[str, Array]) -> int:
+    first = next(iter(outputs.values()), None)
+    return 0 if first is None else len(first) if first.ndim else 1

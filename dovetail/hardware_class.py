@@ -71,10 +71,12 @@ def _x86_class(features: frozenset[str]) -> str:
 
 def _arm_class(features: frozenset[str]) -> str:
     name = "armv8.2" if "asimdhp" in features else "armv8.0"
-    for feature, suffix in (
-        ("asimddp", "+dotprod"), ("i8mm", "+i8mm"), ("bf16", "+bf16"), ("sve2", "+sve2"), ("sme2", "+sme2"),
+    for needed, suffix in (
+        ({"asimddp"}, "+dotprod"), ({"i8mm"}, "+i8mm"), ({"bf16"}, "+bf16"),
+        ({"sve", "sve2"}, "+sve2"),  # virtual machines on Apple's M4 show sve2 alone: it works in streaming mode only
+        ({"sme2"}, "+sme2"),
     ):  # fmt: skip
-        if feature in features:
+        if needed <= features:
             name += suffix
     return name
 
@@ -84,7 +86,7 @@ def hardware_class(fingerprint: Fingerprint) -> HardwareClass:
     facts = fingerprint.facts
     isa = isa_class(facts.arch, facts.cpu_features)
     parts = [isa, f"{facts.usable_cores}c", *(_device_word(facts, index) for index in range(len(facts.accelerators)))]
-    front = re.sub(r"[^a-z0-9.]+", "-", "-".join(parts).lower()).strip("-")[:100]
+    front = re.sub(r"[^a-z0-9.]+", "-", "-".join(parts).lower()).strip("-.")[:100] or "machine"
     return HardwareClass(
         key=f"{front}-{digest_of(_key_facts(facts, isa))[:12]}",
         isa_class=isa,
@@ -95,7 +97,9 @@ def hardware_class(fingerprint: Fingerprint) -> HardwareClass:
 def _device_word(facts: ClassFacts, index: int) -> str:
     device = facts.accelerators[index]
     if device.compute_capability:
-        return "sm" + device.compute_capability.replace(".", "") + (f"-{device.mig_profile}" if device.mig_profile else "")
+        return (
+            "sm" + device.compute_capability.replace(".", "") + (f"-{device.mig_profile}" if device.mig_profile else "")
+        )
     return device.arch or device.kind
 
 

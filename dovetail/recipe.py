@@ -2,9 +2,9 @@
 """How to build an artifact: engine, device, precision and fully defaulted options.
 
 A recipe is part of the artifact key, so it must say everything that changes the bytes: options are written out with
-their defaults resolved, else a new default would change the meaning of an old key (Olive issue 1936: one cache entry for two models).
-What lives here is the value only; which recipes a machine can use is said by `dovetail.rules`, how one is
-built by `compiler_svc.backends`.
+their defaults resolved, else a new default would change the meaning of an old key (Olive issue 1936 is one cache entry
+for two models). What lives here is the value only; which recipes a machine can use is said by `dovetail.rules`, how
+one is built by `compiler_svc.backends`.
 """
 
 from __future__ import annotations

@@ -96,7 +96,9 @@ def datatype_of(array: Array) -> str:
     try:
         return _NAMES[dtype]
     except KeyError:
-        raise InvalidInputError(f"arrays of dtype {array.dtype} cannot be sent: the protocol has no such type") from None
+        raise InvalidInputError(
+            f"arrays of dtype {array.dtype} cannot be sent: the protocol has no such type"
+        ) from None
 
 
 def element_count(shape: Sequence[int]) -> int:

@@ -6,7 +6,7 @@ A backend runs inside a killable child process (`compiler_svc.worker.child`), ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -110,3 +110,28 @@ def batches(samples: Samples, size: int) -> Iterator[dict[str, Array]]:
     count = len(next(iter(samples.values())))
     for start in range(0, count, size):
         yield {name: array[start : start + size] for name, array in samples.items()}
+
+
+def sample_feeds(samples: Samples, inputs: Sequence[TensorSpec], *, limit: int = 0) -> Iterator[dict[str, Array]]:
+    """One feed for each sample, as views: a row where the array has the input's rank, else a whole input.
+
+    Args:
+        samples: Arrays that fit the signature (`compiler_svc.intake.samples` checks that).
+        inputs: Signature.
+        limit: At most so many, evenly spaced over the set; 0 for all.
+    """
+    count = len(samples[inputs[0].name])
+    for index in spaced(count, limit or count):
+        yield {spec.name: _one(samples[spec.name], len(spec.shape), index) for spec in inputs}
+
+
+def spaced(count: int, limit: int) -> list[int]:
+    """Indexes of at most `limit` of `count` items, evenly spaced; deterministic."""
+    if limit >= count:
+        return list(range(count))
+    return [index * count // limit for index in range(limit)]
+
+
+def _one(array: Array, rank: int, index: int) -> Array:
+    whole: Array = array[index] if array.ndim == rank + 1 else array[index : index + 1]
+    return whole

@@ -16,7 +16,11 @@ __all__ = ["Engine", "Session", "SessionOptions", "create_engine", "engine_names
 def engine_names() -> tuple[str, ...]:
     """Names of the engines this version has code for; their libraries may not be installed."""
     return tuple(
-        sorted(info.name.removesuffix("_engine") for info in pkgutil.iter_modules(__path__) if info.name.endswith("_engine"))
+        sorted(
+            info.name.removesuffix("_engine")
+            for info in pkgutil.iter_modules(__path__)
+            if info.name.endswith("_engine")
+        )
     )
 
 

@@ -5,8 +5,8 @@
 
 Needs the pinned grpcio-tools (extra `dev`) and a checkout. Our own contract becomes ordinary modules in
 `dovetail/pb/v1/`. The Open Inference Protocol becomes one serialised descriptor set, `oip.binpb`, which
-`dovetail.pb.oip` loads into a private pool: two files of package `inference` in the default pool would make
-`import tritonclient.grpc` fail in the same process.
+`dovetail.pb.oip_pb2` loads into a private pool: two files of package `inference` in the default pool would make
+`import tritonclient.grpc` fail in the same process. Its messages' types become one stub file, `oip_pb2.pyi`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
+OIP_FILES = ("model_config", "grpc_service")  # what is imported comes first
 ROOT = Path(__file__).resolve().parents[2]
-OUTPUTS = ("dovetail/pb/v1", "dovetail/pb/oip.binpb")
+OUTPUTS = ("dovetail/pb/v1", "dovetail/pb/oip.binpb", "dovetail/pb/oip_pb2.pyi")
 
 
 def generate(into: Path) -> None:
@@ -39,15 +40,36 @@ def generate(into: Path) -> None:
     )
     package = into / "dovetail/pb/v1/__init__.py"
     package.write_text('# SPDX-License-Identifier: Apache-2.0\n"""Generated from protos/dovetail/v1; do not edit."""\n')
-    oip = sorted((ROOT / "protos/inference").glob("*.proto"))
-    if oip:
+    _generate_oip(into, bundled)
+
+
+def _generate_oip(into: Path, bundled: str) -> None:
+    from grpc_tools import protoc
+
+    with tempfile.TemporaryDirectory() as scratch:
         _run(
             protoc.main,
             f"-I{ROOT}/protos/inference",
             f"-I{bundled}",
             f"--descriptor_set_out={into}/dovetail/pb/oip.binpb",
-            *(path.name for path in oip),
+            f"--pyi_out={scratch}",
+            *(f"{name}.proto" for name in OIP_FILES),
         )
+        stubs = [(Path(scratch) / f"{name}_pb2.pyi").read_text() for name in OIP_FILES]
+    (into / "dovetail/pb/oip_pb2.pyi").write_text(_merge_stubs(stubs))
+
+
+def _merge_stubs(stubs: list[str]) -> str:
+    """One stub file from several: their imports first, references from one to another made local."""
+    lines = [line for stub in stubs for line in stub.splitlines()]
+    imports = sorted({line for line in lines if line.startswith(("from ", "import ")) and "_pb2 as _" not in line})
+    body = [line for line in lines if not line.startswith(("from ", "import ", "DESCRIPTOR:"))]
+    for name in OIP_FILES:
+        body = [line.replace(f"_{name}_pb2.", "") for line in body]
+    head = ["# SPDX-License-Identifier: Apache-2.0", "# Generated from protos/inference; do not edit.", *imports]
+    return "\n".join(
+        [*head, "from google.protobuf.descriptor_pb2 import FileDescriptorSet", "", "FILES: FileDescriptorSet"]
+    ) + ("\n".join(body) + "\n")
 
 
 def _run(main: object, *args: str) -> None:

@@ -43,7 +43,14 @@ class ModelRecord(_message.Message):
     def __init__(self, model: _Optional[_Union[_registry_pb2.Model, _Mapping]] = ..., files: _Optional[_Iterable[_Union[StoredFile, _Mapping]]] = ..., calibration_digest: _Optional[str] = ..., validation_digest: _Optional[str] = ...) -> None: ...
 
 class BuildJob(_message.Message):
-    __slots__ = ("artifact_key", "model", "version", "recipe", "hardware_class", "target_fingerprint_json", "contract_json", "engine", "arch")
+    __slots__ = ("artifact_key", "model", "version", "recipe", "hardware_class", "target_fingerprint_json", "contract_json", "engine", "arch", "toolchain")
+    class ToolchainEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     ARTIFACT_KEY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +60,7 @@ class BuildJob(_message.Message):
     CONTRACT_JSON_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     ARCH_FIELD_NUMBER: _ClassVar[int]
+    TOOLCHAIN_FIELD_NUMBER: _ClassVar[int]
     artifact_key: str
     model: str
     version: int
@@ -62,7 +70,8 @@ class BuildJob(_message.Message):
     contract_json: bytes
     engine: str
     arch: str
-    def __init__(self, artifact_key: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., recipe: _Optional[_Union[_types_pb2.Recipe, _Mapping]] = ..., hardware_class: _Optional[str] = ..., target_fingerprint_json: _Optional[bytes] = ..., contract_json: _Optional[bytes] = ..., engine: _Optional[str] = ..., arch: _Optional[str] = ...) -> None: ...
+    toolchain: _containers.ScalarMap[str, str]
+    def __init__(self, artifact_key: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., recipe: _Optional[_Union[_types_pb2.Recipe, _Mapping]] = ..., hardware_class: _Optional[str] = ..., target_fingerprint_json: _Optional[bytes] = ..., contract_json: _Optional[bytes] = ..., engine: _Optional[str] = ..., arch: _Optional[str] = ..., toolchain: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class WorkerRecord(_message.Message):
     __slots__ = ("id", "fingerprint_json", "engines", "toolchain", "last_seen_ms", "hardware_class")

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads calibration and validation samples (.npz) and holds them against the model's signature.
+
+A sample file has one array for each model input; its first axis is the sample. There are two ways to write an input of
+shape (batch, 1, 8, 8): an array (samples, 1, 8, 8), whose rows are samples, or (samples, n, 1, 8, 8), whose elements
+are whole inputs. The second is the only way for inputs without a free first axis. Labels are one integer per sample.
+
+Pickled objects are never read, and nothing is allocated by a size that the file merely declares.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from compiler_svc.intake.limits import ModelLimits
+from dovetail.digest import digest_of, sha256_stream
+from dovetail.errors import InvalidInputError, OverLimitError
+from dovetail.tensor import NUMPY_DTYPES, Array, TensorSpec, element_count, to_raw
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSet:
+    """Samples that fit a signature.
+
+    Attributes:
+        arrays: Input name -> array whose first axis is the sample.
+        labels: int64 array (samples,), or None.
+        count: Samples.
+        digests: One for each sample, in order; equal samples have equal ones.
+        digest: Of all samples in order, labels included.
+    """
+
+    arrays: Mapping[str, Array]
+    labels: Array | None
+    count: int
+    digests: tuple[str, ...]
+    digest: str
+
+
+def load_samples(
+    path: Path, inputs: Sequence[TensorSpec], limits: ModelLimits, *, what: str, label_array: str = ""
+) -> SampleSet:
+    """Read a sample file.
+
+    Args:
+        path: The .npz file.
+        inputs: Signature to hold it against.
+        limits: `sample_bytes` and `samples` apply.
+        what: "calibration" or "validation", for messages.
+        label_array: Name of the label array; "" reads none. It may be absent.
+
+    Raises:
+        InvalidInputError: Not an .npz, or arrays do not fit the signature.
+        OverLimitError: It unpacks to too many bytes or holds too many samples.
+    """
+    wanted = [spec.name for spec in inputs] + ([label_array] if label_array else [])
+    stored = _read_arrays(path, wanted, limits, what)
+    arrays: dict[str, Array] = {}
+    counts: dict[str, int] = {}
+    for spec in inputs:
+        if spec.name not in stored:
+            raise InvalidInputError(f"the {what} file has no array {spec.name!r}, which is an input of the model")
+        arrays[spec.name] = _checked(stored[spec.name], spec, what)
+        counts[spec.name] = len(arrays[spec.name])
+    if len(set(counts.values())) != 1:
+        raise InvalidInputError(f"the arrays of the {what} file have different numbers of samples: {counts}")
+    count = next(iter(counts.values()))
+    if count == 0:
+        raise InvalidInputError(f"the {what} file holds no sample")
+    if count > limits.samples:
+        raise OverLimitError(f"the {what} file holds {count} samples, the limit of this service is {limits.samples}")
+    labels = _labels(stored[label_array], count, what) if label_array in stored else None
+    digests = _sample_digests(arrays, inputs, count)
+    return SampleSet(arrays, labels, count, digests, _set_digest(inputs, digests, labels))
+
+
+def refuse_overlap(calibration: SampleSet, validation: SampleSet) -> None:
+    """Make sure that no sample is used both to build and to judge.
+
+    Raises:
+        InvalidInputError: Some are.
+    """
+    seen = {digest: index for index, digest in reversed(list(enumerate(validation.digests)))}
+    shared = [(index, seen[digest]) for index, digest in enumerate(calibration.digests) if digest in seen]
+    if shared:
+        raise InvalidInputError(
+            f"{len(shared)} of {calibration.count} calibration samples are also validation samples (calibration"
+            f" {shared[0][0]} is validation {shared[0][1]}); the gate would judge by what the build saw. Split them"
+        )
+
+
+def _read_arrays(path: Path, wanted: Sequence[str], limits: ModelLimits, what: str) -> dict[str, Array]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {item.filename: item for item in archive.infolist()}
+            present = [name for name in wanted if f"{name}.npy" in members]
+            unpacked = sum(members[f"{name}.npy"].file_size for name in present)
+            if unpacked > limits.sample_bytes:
+                raise OverLimitError(
+                    f"the {what} file unpacks to {unpacked} bytes, the limit of this service is {limits.sample_bytes}"
+                )
+            return {name: _read_member(archive, members[f"{name}.npy"], name, what) for name in present}
+    except (zipfile.BadZipFile, NotImplementedError, EOFError) as exc:
+        raise InvalidInputError(f"the {what} file is not a readable .npz: write it with numpy.savez") from exc
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, what: str) -> Array:
+    try:
+        with archive.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read_header(file)
+        if dtype.hasobject:
+            raise InvalidInputError(f"array {name!r} of the {what} file holds Python objects, which are never read")
+        if element_count(shape) * dtype.itemsize > member.file_size:
+            raise InvalidInputError(f"array {name!r} of the {what} file is truncated")
+        with archive.open(member) as file:
+            array: Array = np.lib.format.read_array(file, allow_pickle=False)
+            return array
+    except (ValueError, OSError, zipfile.BadZipFile) as exc:
+        raise InvalidInputError(f"array {name!r} of the {what} file cannot be read: {str(exc)[:200]}") from exc
+
+
+def _checked(array: Array, spec: TensorSpec, what: str) -> Array:
+    array = _as_datatype(array, spec, what)
+    rank = len(spec.shape)
+    fits = (
+        array.ndim == rank and rank > 0 and spec.shape[0] in (-1, 1) and spec.accepts((spec.shape[0], *array.shape[1:]))
+    )
+    if not fits and not (array.ndim == rank + 1 and spec.accepts(array.shape[1:])):
+        raise InvalidInputError(
+            f"array {spec.name!r} of the {what} file has shape {list(array.shape)}; the input is {list(spec.shape)},"
+            f" so samples along the first axis are [samples, {', '.join(str(dim) for dim in spec.shape[1:])}]"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InvalidInputError(f"array {spec.name!r} of the {what} file holds NaN or infinite values")
+    return array
+
+
+def _as_datatype(array: Array, spec: TensorSpec, what: str) -> Array:
+    wanted = NUMPY_DTYPES[spec.datatype]
+    if spec.datatype == "BYTES" and array.dtype.kind in "SU":
+        texts = np.empty(array.shape, dtype=object)
+        for index, element in np.ndenumerate(array):
+            texts[index] = element.encode() if isinstance(element, str) else bytes(element)
+        return texts
+    if array.dtype.newbyteorder("<") != wanted:
+        raise InvalidInputError(
+            f"array {spec.name!r} of the {what} file has dtype {array.dtype}; the input is {spec.datatype} ({wanted})"
+        )
+    return np.ascontiguousarray(array, dtype=wanted)
+
+
+def _labels(array: Array, count: int, what: str) -> Array:
+    flat = array.reshape(-1)
+    if array.dtype.kind not in "iu" or flat.size != count or len(array) != count:
+        raise InvalidInputError(
+            f"the label array of the {what} file has dtype {array.dtype} and shape {list(array.shape)};"
+            f" expected one integer for each of the {count} samples"
+        )
+    return flat.astype(np.int64)
+
+
+def _sample_digests(arrays: Mapping[str, Array], inputs: Sequence[TensorSpec], count: int) -> tuple[str, ...]:
+    specs = sorted(inputs, key=lambda spec: spec.name)
+    return tuple(
+        sha256_stream(to_raw(arrays[spec.name][index : index + 1], spec.datatype) for spec in specs)
+        for index in range(count)
+    )
+
+
+def _set_digest(inputs: Sequence[TensorSpec], digests: Sequence[str], labels: Array | None) -> str:
+    return digest_of(
+        {
+            "inputs": sorted([spec.name, spec.datatype] for spec in inputs),
+            "samples": list(digests),
+            "labels": [] if labels is None else [int(label) for label in labels],
+        }
+    )

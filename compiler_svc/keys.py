@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names of everything that the compiler service keeps in Redis and in the durable tier: the map of its data.
+
+The index and the job queue share these structures (publishing an artifact changes both in one step), so the names live
+here and not in either. The Lua scripts derive the same names from the same prefix; `lua/keys.lua` is this file's twin
+and a test compares the two.
+
+All control keys carry one hash tag, so on a cluster they share a slot and every script is one step; control writes are
+few. Chunks have a slot each and are not here (`dovetail.store.redis_chunks`). No control key has a time to live:
+deadlines are scores by the server's clock, because with a volatile eviction policy only keys with a TTL can be evicted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+NAMESPACE = "dovetail"
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Redis key names below one namespace."""
+
+    namespace: str = NAMESPACE
+
+    @property
+    def prefix(self) -> str:
+        """Start of every key, hash tag included."""
+        return f"{{{self.namespace}}}:"
+
+    @property
+    def meta(self) -> str:
+        """HASH: "epoch" (absent: the index is empty), "gen:<model>" and "gen:" for all (grow when manifests change)."""
+        return f"{self.prefix}meta"
+
+    @property
+    def models(self) -> str:
+        """HASH model -> highest version number ever given."""
+        return f"{self.prefix}models"
+
+    @property
+    def nodes(self) -> str:
+        """HASH node id -> Node."""
+        return f"{self.prefix}nodes"
+
+    @property
+    def nodes_seen(self) -> str:
+        """ZSET node id by last report, server's clock in ms."""
+        return f"{self.prefix}nodes:seen"
+
+    @property
+    def changes(self) -> str:
+        """STREAM of {m: model}: its manifests or their figures changed."""
+        return f"{self.prefix}changes"
+
+    @property
+    def events(self) -> str:
+        """STREAM of build events."""
+        return f"{self.prefix}events"
+
+    @property
+    def wake(self) -> str:
+        """STREAM with an entry whenever a job starts to wait for a worker."""
+        return f"{self.prefix}wake"
+
+    @property
+    def jobs(self) -> str:
+        """ZSET artifact key by time of the order, server's clock in ms."""
+        return f"{self.prefix}jobs"
+
+    @property
+    def workers(self) -> str:
+        """HASH worker id -> WorkerRecord."""
+        return f"{self.prefix}workers"
+
+    @property
+    def workers_until(self) -> str:
+        """ZSET worker id by the time at which it counts as gone, server's clock in ms."""
+        return f"{self.prefix}workers:until"
+
+    @property
+    def digests(self) -> str:
+        """HASH artifact key -> manifest digest: what is published."""
+        return f"{self.prefix}digests"
+
+    @property
+    def leases(self) -> str:
+        """ZSET artifact key by the end of its worker's lease, server's clock in ms."""
+        return f"{self.prefix}leases"
+
+    def versions(self, model: str) -> str:
+        """HASH version -> ModelRecord."""
+        return f"{self.prefix}m:{model}:versions"
+
+    def contents(self, model: str) -> str:
+        """HASH version -> digest of all that makes it (model, samples, policy)."""
+        return f"{self.prefix}m:{model}:contents"
+
+    def aliases(self, model: str) -> str:
+        """HASH alias -> version."""
+        return f"{self.prefix}m:{model}:aliases"
+
+    def artifacts(self, model: str) -> str:
+        """HASH "<version>/<artifact key>" -> manifest digest, or "" while it is not built."""
+        return f"{self.prefix}m:{model}:artifacts"
+
+    def links(self, artifact_key: str) -> str:
+        """SET "<version>/<model>": every model version that asked for this artifact."""
+        return f"{self.prefix}links:{artifact_key}"
+
+    def manifest(self, artifact_key: str) -> str:
+        """STRING: manifest document."""
+        return f"{self.prefix}mf:{artifact_key}"
+
+    def benchmarks(self, artifact_key: str) -> str:
+        """HASH "<class>/<batch>/<threads>" -> benchmark record that a node reported."""
+        return f"{self.prefix}b:{artifact_key}"
+
+    def job(self, artifact_key: str) -> str:
+        """HASH with the state of one build, see `compiler_svc.jobs.record`."""
+        return f"{self.prefix}job:{artifact_key}"
+
+
+def model_document(model: str, version: int) -> str:
+    """Document key of a ModelRecord."""
+    return f"models/{model}/{version:08d}"
+
+
+def sequence_document(model: str) -> str:
+    """Document key of {"last": n}: numbers up to n are never given again, though their versions were deleted."""
+    return f"sequences/{model}"
+
+
+def alias_document(model: str, alias: str) -> str:
+    """Document key of {"version": n}; one document for each alias, so that two writers never lose one another's."""
+    return f"aliases/{model}/{alias}"
+
+
+def manifest_document(artifact_key: str) -> str:
+    """Document key of a manifest."""
+    return f"manifests/{artifact_key}"
+
+
+def link_document(model: str, version: int, artifact_key: str) -> str:
+    """Document key (no content) that says: this version also uses that artifact, whose manifest names another."""
+    return f"links/{model}/{version:08d}/{artifact_key}"
+
+
+def benchmark_document(artifact_key: str, figure: str) -> str:
+    """Document key of a reported benchmark record; `figure` is the digest of what it measures."""
+    return f"benchmarks/{artifact_key}/{figure}"

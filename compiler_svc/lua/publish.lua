@@ -1,0 +1,18 @@
+-- SPDX-License-Identifier: Apache-2.0
+-- Make an artifact visible to every model version that asked for it. Returns 1, or 0 if the lease is lost.
+local ak, worker, fence, manifest, digest, build, message = unpack(ARGV, 4)
+if ended_by(ak, worker, fence, READY) then return 1 end
+if not holds(ak, worker, fence) then return 0 end
+redis.call('SET', manifest_key(ak), manifest)
+redis.call('HSET', DIGESTS, ak, digest)
+redis.call('HSET', job_key(ak), 'build', build)
+redis.call('HDEL', job_key(ak), 'failures')
+local told = {}
+for _, link in ipairs(redis.call('SMEMBERS', links_key(ak))) do
+  local version, model = split_link(link)
+  redis.call('HSET', artifacts_key(model), version .. '/' .. ak, digest)
+  if not told[model] then changed(model) end
+  told[model] = true
+end
+finish(ak, READY, message)
+return 1

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiler service put together: logic over stores, servicers over logic, one gRPC server over all.
+
+Has no state of its own: run as many as you like on one Redis and one durable tier.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from compiler_svc.changes import ChangeHub
+from compiler_svc.completeness import Completeness
+from compiler_svc.distribution import Distribution
+from compiler_svc.fleet import Fleet
+from compiler_svc.offers import OfferDesk
+from compiler_svc.orders import BuildOrders
+from compiler_svc.registry import IntakeRunner, ModelRegistry, RegistryOptions
+from compiler_svc.servicers import artifacts, compiler, fleet, registry
+from compiler_svc.settings import CompilerSettings
+from compiler_svc.storage import Storage
+from compiler_svc.worker.build_spec import ChildFailure, IntakeOutcome, IntakeSpec, Progress
+from compiler_svc.worker.sandbox import run_intake
+from dovetail.clock import Clock
+from dovetail.pb.v1.artifacts_pb2_grpc import add_ArtifactCacheServicer_to_server
+from dovetail.pb.v1.compiler_pb2_grpc import add_CompilerServicer_to_server
+from dovetail.pb.v1.fleet_pb2_grpc import add_FleetServicer_to_server
+from dovetail.pb.v1.registry_pb2_grpc import add_ModelRegistryServicer_to_server
+from dovetail.rpc.server import RpcServer, ServerOptions
+
+_LOG = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 64 << 20
+"""A list of some thousand manifests is the largest message; content travels in chunks of 1 MiB."""
+
+
+@asynccontextmanager
+async def serving(settings: CompilerSettings, storage: Storage, clock: Clock) -> AsyncIterator[RpcServer]:
+    """Serve while the block runs, then stop gracefully.
+
+    Raises:
+        UnavailableError: The address cannot be bound.
+    """
+    changes = ChangeHub(storage.index)
+    rpc = RpcServer(ServerOptions(max_message_bytes=MAX_MESSAGE_BYTES))
+    _add_services(rpc, settings, storage, clock, changes)
+    await rpc.start(
+        settings.address,
+        advice="choose another with DOVETAIL_COMPILER_ADDRESS or --address",
+        port_file=settings.port_file,
+    )
+    following = asyncio.create_task(changes.run())
+    _LOG.info("compiler.listening address=%s port=%d", settings.address, rpc.port)
+    try:
+        yield rpc
+    finally:
+        await rpc.stop(settings.grace_s)
+        following.cancel()
+        with suppress(asyncio.CancelledError):
+            await following
+        _LOG.info("compiler.stopped port=%d", rpc.port)
+
+
+def _add_services(
+    rpc: RpcServer, settings: CompilerSettings, storage: Storage, clock: Clock, changes: ChangeHub
+) -> None:
+    completeness = Completeness(storage.chunks, clock)
+    orders = BuildOrders(storage.index, storage.jobs, completeness=completeness)
+    offers = OfferDesk(storage.index, storage.jobs, orders=orders, completeness=completeness, changes=changes)
+    distribution = Distribution(storage.index, storage.chunks, completeness=completeness)
+    models = ModelRegistry(
+        storage.index,
+        storage.chunks,
+        run_intake=_intake_runner(settings),
+        clock=clock,
+        options=RegistryOptions(
+            scratch=settings.scratch, upload=settings.upload, concurrent_intakes=settings.concurrent_intakes
+        ),
+    )
+    add_ModelRegistryServicer_to_server(registry.RegistryServicer(models), rpc.server)
+    add_CompilerServicer_to_server(compiler.CompilerServicer(orders, stopping=rpc.stopping), rpc.server)
+    add_ArtifactCacheServicer_to_server(
+        artifacts.ArtifactsServicer(offers, distribution, stopping=rpc.stopping), rpc.server
+    )
+    add_FleetServicer_to_server(fleet.FleetServicer(Fleet(storage.index, storage.jobs)), rpc.server)
+    rpc.serve(registry.SERVICE, compiler.SERVICE, artifacts.SERVICE, fleet.SERVICE)
+
+
+def _intake_runner(settings: CompilerSettings) -> IntakeRunner:
+    async def run(directory: Path, spec: IntakeSpec) -> IntakeOutcome | ChildFailure:
+        return await run_intake(directory, spec, limits=settings.intake, on_progress=_unheard)
+
+    return run
+
+
+def _unheard(progress: Progress) -> None:
+    _LOG.debug("intake.progress fraction=%.2f message=%r", progress.fraction, progress.message)

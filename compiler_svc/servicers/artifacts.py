@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`dovetail.v1.ArtifactCache`: message in, message out; the work is `compiler_svc.offers`' and `.distribution`'s."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from compiler_svc.distribution import Distribution
+from compiler_svc.offers import OfferDesk
+from dovetail.pb.v1 import artifacts_pb2 as pb
+from dovetail.pb.v1.artifacts_pb2_grpc import ArtifactCacheServicer
+from dovetail.rpc.interceptor import Context
+from dovetail.rpc.lifecycle import until
+
+SERVICE = "dovetail.v1.ArtifactCache"
+
+
+class ArtifactsServicer(ArtifactCacheServicer):
+    """See protos/dovetail/v1/artifacts.proto."""
+
+    def __init__(self, offers: OfferDesk, distribution: Distribution, *, stopping: asyncio.Event) -> None:
+        self._offers = offers
+        self._distribution = distribution
+        self._stopping = stopping
+
+    async def Negotiate(self, request: pb.NegotiateRequest, context: Context) -> pb.Offer:  # noqa: N802
+        """The artifact that fits best, and why not the others."""
+        return await self._offers.negotiate(request)
+
+    async def WatchOffers(  # noqa: N802 - the protocol's names
+        self, request: pb.NegotiateRequest, context: Context
+    ) -> AsyncIterator[pb.Offer]:
+        """The offer, and again whenever the choice changes."""
+        why = "this server is stopping; watch another, or again in a moment"
+        async for offer in until(self._stopping, self._offers.watch(request), why=why):
+            yield offer
+
+    async def GetManifest(self, request: pb.GetManifestRequest, context: Context) -> pb.ManifestReply:  # noqa: N802
+        """A manifest as stored."""
+        return await self._distribution.manifest(request.artifact_key)
+
+    async def FetchChunks(  # noqa: N802
+        self, request: pb.FetchChunksRequest, context: Context
+    ) -> AsyncIterator[pb.Chunk]:
+        """Chunks by digest."""
+        async for chunk in self._distribution.chunks(request.digests):
+            yield chunk
+
+    async def ReportBenchmark(  # noqa: N802
+        self, request: pb.ReportBenchmarkRequest, context: Context
+    ) -> pb.ReportBenchmarkResponse:
+        """Figures measured by a node."""
+        await self._distribution.report_benchmark(request.artifact_key, request.benchmark_json)
+        return pb.ReportBenchmarkResponse()
+
+    async def ListArtifacts(  # noqa: N802
+        self, request: pb.ListArtifactsRequest, context: Context
+    ) -> pb.ListArtifactsResponse:
+        """Manifests of all artifacts, or those of one model."""
+        return pb.ListArtifactsResponse(artifacts=await self._distribution.manifests(request.model, request.version))

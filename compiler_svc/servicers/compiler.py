@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`dovetail.v1.Compiler`: message in, message out; the work is `compiler_svc.orders`'."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from compiler_svc.orders import BuildOrders
+from dovetail.pb.v1 import compiler_pb2 as pb
+from dovetail.pb.v1.compiler_pb2_grpc import CompilerServicer as CompilerServicerBase
+from dovetail.rpc.interceptor import Context
+from dovetail.rpc.lifecycle import until
+
+SERVICE = "dovetail.v1.Compiler"
+
+
+class CompilerServicer(CompilerServicerBase):
+    """See protos/dovetail/v1/compiler.proto."""
+
+    def __init__(self, orders: BuildOrders, *, stopping: asyncio.Event) -> None:
+        self._orders = orders
+        self._stopping = stopping
+
+    async def Compile(  # noqa: N802 - the protocol's names
+        self, request: pb.CompileRequest, context: Context
+    ) -> AsyncIterator[pb.BuildEvent]:
+        """Order builds and follow them."""
+        why = "this server is stopping; the builds go on, ask another or ask again"
+        async for event in until(self._stopping, self._orders.compile(request), why=why):
+            yield event
+
+    async def GetBuild(self, request: pb.GetBuildRequest, context: Context) -> pb.Build:  # noqa: N802
+        """One build."""
+        return await self._orders.get(request.artifact_key)
+
+    async def ListBuilds(self, request: pb.ListBuildsRequest, context: Context) -> pb.ListBuildsResponse:  # noqa: N802
+        """All builds, or those of one model."""
+        return pb.ListBuildsResponse(builds=await self._orders.all_builds(request.model, request.version))
+
+    async def CancelBuild(self, request: pb.CancelBuildRequest, context: Context) -> pb.Build:  # noqa: N802
+        """Ask for a build to stop."""
+        return await self._orders.cancel(request.artifact_key)

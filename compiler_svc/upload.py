@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Takes a pushed stream apart into files in a private directory, refusing anything that is not as announced.
+
+Names of the client are never used on disk. Sizes and digests are checked while the bytes arrive, so that a wrong or
+endless stream is refused early. What the files contain is intake's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from compiler_svc.scratch import disk_call
+from dovetail.digest import check_digest, check_name
+from dovetail.errors import InvalidInputError, OverLimitError
+from dovetail.pb.v1 import registry_pb2 as pb
+
+_WHAT = "the upload"
+_TASKS = ("", "classification", "generic")
+_WORDS = {
+    pb.FILE_ROLE_MODEL: "model",
+    pb.FILE_ROLE_EXTERNAL_DATA: "external data",
+    pb.FILE_ROLE_CALIBRATION: "calibration",
+    pb.FILE_ROLE_VALIDATION: "validation",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class UploadLimits:
+    """What a push may bring.
+
+    Attributes:
+        total_bytes: All files together.
+        files: Number of files.
+        message_bytes: One data message.
+        name_chars: Length of a file's or label array's name.
+    """
+
+    total_bytes: int = 6 << 30
+    files: int = 1024
+    message_bytes: int = 1 << 20
+    name_chars: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedFile:
+    """A file that arrived whole.
+
+    Attributes:
+        role: What it is.
+        name: As the client calls it; never a name on disk.
+        path: Where it is.
+        digest: sha256, equal to the announced one.
+        size_bytes: Its size, equal to the announced one.
+    """
+
+    role: pb.FileRole
+    name: str
+    path: Path
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A push that arrived whole.
+
+    Attributes:
+        model: Name to register it under.
+        policy: As sent.
+        files: In the header's order.
+    """
+
+    model: str
+    policy: pb.AccuracyPolicy
+    files: tuple[ReceivedFile, ...]
+
+    def one(self, role: pb.FileRole) -> ReceivedFile | None:
+        """The file of a role of which there is at most one."""
+        return next((file for file in self.files if file.role == role), None)
+
+
+async def receive_upload(parts: AsyncIterator[pb.PushModelRequest], directory: Path, limits: UploadLimits) -> Upload:
+    """Read the stream to its end.
+
+    Args:
+        parts: The client's messages.
+        directory: Private and empty; the caller removes it.
+        limits: What is accepted.
+
+    Raises:
+        InvalidInputError: Not as the protocol says, or a size or digest does not match.
+        OverLimitError: Over a limit, or the disk is full.
+    """
+    first = await anext(aiter(parts), None)
+    if first is None or first.WhichOneof("part") != "header":
+        raise InvalidInputError("a push must begin with its header: model name and the list of files")
+    header = first.header
+    check_header(header, limits)
+    files: list[ReceivedFile] = []
+    source = _Data(parts, limits)
+    for index, announced in enumerate(header.files):
+        files.append(await _receive_file(source, announced, directory / f"upload-{index:04d}"))
+    await source.expect_end()
+    return Upload(header.name, header.policy, tuple(files))
+
+
+def check_header(header: pb.PushHeader, limits: UploadLimits) -> None:
+    """Refuse what can be refused before any byte of a file arrives.
+
+    Raises:
+        InvalidInputError: Bad name, role, digest or policy, or a missing or repeated file.
+        OverLimitError: Too many files or bytes.
+    """
+    check_name(header.name, "model name")
+    if len(header.files) > limits.files:
+        raise OverLimitError(f"push of {header.name}: {len(header.files)} files, at most {limits.files} are accepted")
+    total = sum(file.size_bytes for file in header.files)
+    if total > limits.total_bytes:
+        raise OverLimitError(f"push of {header.name}: {total} bytes, at most {limits.total_bytes} are accepted")
+    for file in header.files:
+        _check_file(file, limits)
+    _check_counts(header.files)
+    _check_policy(header.policy, limits)
+
+
+def _check_file(file: pb.PushFile, limits: UploadLimits) -> None:
+    if file.role not in _WORDS:
+        raise InvalidInputError(f"file {file.name[:80]!r} has role {file.role}, which this version does not know")
+    if len(file.name) > limits.name_chars:
+        raise InvalidInputError(
+            f"a file name has {len(file.name)} characters, at most {limits.name_chars} are accepted"
+        )
+    check_digest(file.sha256, f"digest of {_WORDS[file.role]} file {file.name!r}")
+    if file.role != pb.FILE_ROLE_EXTERNAL_DATA:
+        if file.size_bytes == 0:
+            raise InvalidInputError(f"{_WORDS[file.role]} file {file.name!r} is empty")
+        return
+    where = PurePosixPath(file.name)
+    if not file.name or where.is_absolute() or ".." in where.parts or "\\" in file.name or "\0" in file.name:
+        raise InvalidInputError(
+            f"external data {file.name!r} leaves the model's folder; use a relative path without '..'"
+        )
+
+
+def _check_counts(files: Sequence[pb.PushFile]) -> None:
+    for role, word in _WORDS.items():
+        count = sum(1 for file in files if file.role == role)
+        if role == pb.FILE_ROLE_MODEL and count != 1:
+            raise InvalidInputError(f"a push has exactly one model file, this one has {count}")
+        if role != pb.FILE_ROLE_EXTERNAL_DATA and count > 1:
+            raise InvalidInputError(f"a push has at most one {word} file, this one has {count}")
+    names = [file.name for file in files if file.role == pb.FILE_ROLE_EXTERNAL_DATA]
+    if len(set(names)) != len(names):
+        raise InvalidInputError("two external data files have the same name")
+
+
+def _check_policy(policy: pb.AccuracyPolicy, limits: UploadLimits) -> None:
+    if policy.task not in _TASKS:
+        raise InvalidInputError(f"accuracy policy: task {policy.task[:80]!r} is not 'classification' or 'generic'")
+    if len(policy.label_array) > limits.name_chars:
+        raise InvalidInputError("accuracy policy: the name of the label array is too long")
+    if policy.HasField("max_metric_drop") and not 0.0 <= policy.max_metric_drop <= 1.0:
+        raise InvalidInputError(
+            f"accuracy policy: max_metric_drop is {policy.max_metric_drop}; use a fraction such as 0.01"
+        )
+
+
+class _Data:
+    """The data messages of a stream."""
+
+    def __init__(self, parts: AsyncIterator[pb.PushModelRequest], limits: UploadLimits) -> None:
+        self._parts = parts
+        self._limits = limits
+
+    async def next(self) -> bytes | None:
+        """The next message's bytes; None at the end."""
+        async for part in self._parts:
+            if part.WhichOneof("part") != "data":
+                raise InvalidInputError("a push has one header, and only data after it")
+            if len(part.data) > self._limits.message_bytes:
+                raise InvalidInputError(
+                    f"a data message has {len(part.data)} bytes, at most {self._limits.message_bytes} are accepted"
+                )
+            if part.data:
+                return part.data
+        return None
+
+    async def expect_end(self) -> None:
+        if await self.next() is not None:
+            raise InvalidInputError("data goes on after the last announced file")
+
+
+async def _receive_file(source: _Data, announced: pb.PushFile, path: Path) -> ReceivedFile:
+    label = f"{_WORDS[announced.role]} file {announced.name!r}"
+    hasher = hashlib.sha256()
+    received = 0
+    file = await disk_call(lambda: path.open("xb"), what=_WHAT)
+
+    def append(data: bytes) -> None:
+        hasher.update(data)
+        file.write(data)
+
+    try:
+        while received < announced.size_bytes:
+            data = await source.next()
+            if data is None:
+                raise InvalidInputError(f"{label} ended after {received} of {announced.size_bytes} announced bytes")
+            received += len(data)
+            if received > announced.size_bytes:
+                raise InvalidInputError(f"{label} is longer than its {announced.size_bytes} announced bytes")
+            await disk_call(append, data, what=_WHAT)
+        await disk_call(file.flush, what=_WHAT)
+    finally:
+        with suppress(OSError):  # what is buffered after a failed write fails here again
+            file.close()
+    if hasher.hexdigest() != announced.sha256:
+        raise InvalidInputError(
+            f"{label} arrived with digest {hasher.hexdigest()}, announced was {announced.sha256}; send it again"
+        )
+    return ReceivedFile(announced.role, announced.name, path, announced.sha256, received)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m compiler_svc.worker`: start a build worker and run it until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from compiler_svc.backends import all_backends
+from compiler_svc.jobs.base import Lease
+from compiler_svc.storage import Storage, open_storage, wait_for_redis
+from compiler_svc.worker.leased_build import BuildOptions, LeasedBuild
+from compiler_svc.worker.build_spec import BuildResult, BuildSpec, ChildFailure, ChildLimits, Progress
+from compiler_svc.worker.capabilities import worker_record
+from compiler_svc.worker.loop import LoopOptions, WorkerLoop
+from compiler_svc.worker.sandbox import run_build
+from compiler_svc.worker.settings import WorkerSettings
+from dovetail.clock import SystemClock
+from dovetail.errors import DovetailError
+from dovetail.fingerprint import Fingerprint
+from dovetail.log import configure
+from dovetail.probe import measure
+from dovetail.rpc.lifecycle import stop_on_signals
+
+_LOG = logging.getLogger("compiler_svc.worker")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the worker; returns 0 after a stop by signal, 2 for bad settings, 1 for anything else."""
+    argparse.ArgumentParser("python -m compiler_svc.worker", description=__doc__).parse_args(arguments)
+    try:
+        settings = WorkerSettings.from_env(os.environ)
+        configure("worker", json=settings.log_json, level=settings.log_level)
+    except DovetailError as exc:
+        print(f"build worker: {exc}", file=sys.stderr)
+        return 2
+    try:
+        asyncio.run(_run(settings))
+    except DovetailError as exc:
+        _LOG.error("worker.failed why=%r", str(exc))
+        return 1
+    except Exception:
+        _LOG.exception("worker.bug")
+        return 1
+    return 0
+
+
+async def _run(settings: WorkerSettings) -> None:
+    storage = open_storage(settings.store, lease_s=settings.lease_s)
+    try:
+        with stop_on_signals() as stop:
+            if not await wait_for_redis(storage.redis, stop, wait_s=settings.store.redis_wait_s):
+                return
+            machine = await measure()
+            record = worker_record(settings.worker_id, machine, all_backends())
+            _LOG.info(
+                "worker.ready id=%s engines=%s hardware_class=%s",
+                record.id, ",".join(record.engines) or "none", record.hardware_class,
+            )  # fmt: skip
+            options = LoopOptions(
+                concurrency=settings.concurrency, heartbeat_s=settings.heartbeat_s, drain_s=settings.drain_s
+            )
+            loop = WorkerLoop(record, storage.jobs, task_for=_task_maker(settings, storage, machine), options=options)
+            await loop.run(stop)
+            _LOG.info("worker.stopped id=%s", record.id)
+    finally:
+        await storage.redis.aclose()
+
+
+def _task_maker(settings: WorkerSettings, storage: Storage, machine: Fingerprint) -> Callable[[Lease], LeasedBuild]:
+    options = BuildOptions(
+        machine=machine,
+        scratch=settings.scratch,
+        threads=settings.threads or machine.facts.usable_cores,
+        lease_s=settings.lease_s,
+        measure_budget_s=settings.measure_budget_s,
+        limits=settings.limits,
+    )
+
+    def make(lease: Lease) -> LeasedBuild:
+        return LeasedBuild(
+            lease,
+            index=storage.index,
+            jobs=storage.jobs,
+            chunks=storage.chunks,
+            run=_run_child,
+            options=options,
+            clock=SystemClock(),
+        )
+
+    return make
+
+
+async def _run_child(
+    directory: Path, spec: BuildSpec, limits: ChildLimits, on_progress: Callable[[Progress], None]
+) -> BuildResult | ChildFailure:
+    return await run_build(directory, spec, limits=limits, on_progress=on_progress)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

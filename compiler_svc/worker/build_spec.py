@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the worker hands to its child process and what comes back, as plain values.
+
+A child gets one directory. The caller puts the files there; `sandbox.run_intake` and `run_build` put a specification
+beside them (`spec_file`), start the child (`compiler_svc.worker.child`), which writes its results under `out/` and
+says so in `result.json`, and read that back as one of the outcomes below. Nothing here starts a process or touches a
+library, so that the service can import it too.
+
+All file names in a specification are relative to that directory and plain (no folders).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from compiler_svc.intake.limits import ModelLimits
+from dovetail import errors
+from dovetail.benchmark import BenchmarkRecord
+from dovetail.contract import Contract
+from dovetail.errors import DovetailError, ErrorCode
+from dovetail.gate import GateReport
+from dovetail.recipe import Recipe
+from dovetail.rules import ModelFacts
+from dovetail.tensor import TensorSpec
+
+__all__ = [
+    "AccuracyPolicy", "BuildResult", "BuildSpec", "BuiltFile", "ChildFailure", "ChildLimits", "ChildOutcome",
+    "FailureKind", "IntakeOutcome", "IntakeSpec", "ModelLimits", "Progress", "SampleFacts",
+]  # fmt: skip
+
+SPEC_FILE = "spec.json"
+RESULT_FILE = "result.json"
+LOG_FILE = "child.log"
+OUT_DIR = "out"
+MAX_RESULT_BYTES = 4 << 20
+"""Refuse larger result documents; a real one is a few KiB."""
+
+
+class FailureKind(StrEnum):
+    """Decides whether and when trying again makes sense; the values of BuildFailureKind in compiler.proto."""
+
+    DETERMINISTIC = "deterministic"
+    RESOURCE = "resource"
+    INFRASTRUCTURE = "infrastructure"
+
+
+@dataclass(frozen=True, slots=True)
+class ChildLimits:
+    """What a child may use.
+
+    Attributes:
+        wall_s: Seconds until its process group is killed.
+        cpu_s: CPU seconds of all its threads together (RLIMIT_CPU).
+        memory_bytes: Address space (RLIMIT_AS); reserve generously, libraries map more than they touch.
+        file_bytes: Largest file it may write (RLIMIT_FSIZE).
+        open_files: File descriptors (RLIMIT_NOFILE).
+        processes: Processes and threads of its user (RLIMIT_NPROC); 0 leaves it alone, because the kernel counts all
+            processes of the user, not only the child's, and exempts root.
+    """
+
+    wall_s: float = 900.0
+    cpu_s: int = 1800
+    memory_bytes: int = 16 << 30
+    file_bytes: int = 4 << 30
+    open_files: int = 512
+    processes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyPolicy:
+    """How accuracy is judged; the domain form of AccuracyPolicy in registry.proto.
+
+    Attributes:
+        task: "classification", "generic", or "" for classification if there are labels.
+        label_array: Name of the label array in the validation file.
+        max_metric_drop: Allowed loss of the task metric as a fraction; None takes the precision's default.
+    """
+
+    task: str = ""
+    label_array: str = "label"
+    max_metric_drop: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeSpec:
+    """Order to check and normalise a pushed model.
+
+    Attributes:
+        model_file: The .onnx file.
+        external_files: Location as the model names it ("weights/a.bin") -> file in the directory.
+        calibration_file: .npz, or "".
+        validation_file: .npz, or "".
+        label_array: Name of the label array in the validation file.
+        limits: What is accepted.
+    """
+
+    model_file: str = "model.onnx"
+    external_files: Mapping[str, str] = field(default_factory=dict)
+    calibration_file: str = ""
+    validation_file: str = ""
+    label_array: str = "label"
+    limits: ModelLimits = field(default_factory=ModelLimits)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSpec:
+    """Order to build, gate and measure one recipe.
+
+    Attributes:
+        recipe: What to build.
+        contract: Contract as planned; its engine and device say what runs the result.
+        inputs: Signature.
+        outputs: Signature.
+        facts: Opset, operators and the like.
+        hardware_class: Key of the class of this machine, for the benchmark record.
+        cpu_features: CPU features of this machine, for run-time mitigations.
+        threads: Threads for building and for one inference.
+        policy: How accuracy is judged.
+        model_file: Normalised model.
+        calibration_file: .npz, or "".
+        validation_file: .npz, or "".
+        measure_budget_s: Seconds to spend on the benchmark; about the double with a slow model.
+        max_gate_samples: Validation samples used by the gate, evenly spaced if there are more.
+    """
+
+    recipe: Recipe
+    contract: Contract
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    facts: ModelFacts
+    hardware_class: str
+    cpu_features: frozenset[str]
+    threads: int
+    policy: AccuracyPolicy = field(default_factory=AccuracyPolicy)
+    model_file: str = "model.onnx"
+    calibration_file: str = ""
+    validation_file: str = ""
+    measure_budget_s: float = 2.0
+    max_gate_samples: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step of a child.
+
+    Attributes:
+        phase: "intake", "building", "gating" or "measuring".
+        fraction: 0 to 1 within the whole task.
+        message: What it is doing, for people.
+    """
+
+    phase: str
+    fraction: float
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltFile:
+    """A file that a build made.
+
+    Attributes:
+        name: File name that the engine expects.
+        role: "model" or "goldens", as in the manifest.
+        path: Where it is; valid until the caller removes the child's directory.
+        size_bytes: Its size.
+        digest: sha256 as computed after the child ended.
+    """
+
+    name: str
+    role: str
+    path: Path
+    size_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFacts:
+    """What is known of a sample file.
+
+    Attributes:
+        count: Samples; 0 without a file.
+        digest: Digest of the samples in order, labels included; "" without a file.
+        labelled: True if it holds the label array.
+    """
+
+    count: int = 0
+    digest: str = ""
+    labelled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeOutcome:
+    """A model that was accepted.
+
+    Attributes:
+        model: The normalised, self-contained file.
+        model_digest: Digest of the normalised graph; equal however the graph was serialised.
+        file_digest: sha256 of `model`.
+        size_bytes: Size of `model`.
+        opset: Opset of ai.onnx after intake.
+        ir_version: ONNX IR version after intake.
+        inputs: Signature.
+        outputs: Signature.
+        operators: Distinct operator names, sorted ("Conv", "com.example::Foo").
+        parameter_bytes: Size of the weights as stored.
+        notes: What intake changed, and which backends cannot build it, for people.
+        calibration: Facts of the calibration samples.
+        validation: Facts of the validation samples.
+        network_isolated: True if the child had no network.
+    """
+
+    model: Path
+    model_digest: str
+    file_digest: str
+    size_bytes: int
+    opset: int
+    ir_version: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    operators: tuple[str, ...]
+    parameter_bytes: int
+    notes: tuple[str, ...] = ()
+    calibration: SampleFacts = field(default_factory=SampleFacts)
+    validation: SampleFacts = field(default_factory=SampleFacts)
+    network_isolated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """An artifact that passed the gate.
+
+    Attributes:
+        files: Files of the artifact, goldens included.
+        contract: Final contract, measured memory included.
+        gate: Report of the gate.
+        benchmark: Figures of this machine.
+        labels: Facts for people.
+        max_batch_size: Largest batch that may be formed along the first axis; 0 if requests must not be batched,
+            because an input has no free first axis or rows were seen to influence each other.
+        toolchain: Exact versions of what touched the bytes, as the backend in the child reports them.
+        network_isolated: True if the child had no network.
+    """
+
+    files: tuple[BuiltFile, ...]
+    contract: Contract
+    gate: GateReport
+    benchmark: BenchmarkRecord
+    labels: Mapping[str, str]
+    max_batch_size: int
+    toolchain: Mapping[str, str]
+    network_isolated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChildFailure:
+    """A task that did not succeed.
+
+    Attributes:
+        kind: Whether trying again makes sense.
+        code: Short and stable: "gate_missed", "reference_not_finite", "timeout", "cpu_limit", "out_of_memory",
+            "disk_full", "file_too_large", "crash", "no_result"; else the value of `error` ("invalid_input",
+            "over_limit", "unsupported", "precondition", "build_failed", "engine", "internal").
+        message: For people, with what to do; fit to show to a user.
+        log_tail: Last lines of the libraries' own output, at most 4 KiB.
+        error: Our error class that fits, for callers that answer an RPC with it.
+        gate: Report of the gate if it was missed.
+        benchmark: Figures, if they could be measured although the gate was missed.
+        size_bytes: Size of the built files if something was built.
+        labels: Facts for people about what was built.
+    """
+
+    kind: FailureKind
+    code: str
+    message: str
+    log_tail: str = ""
+    error: ErrorCode = ErrorCode.BUILD_FAILED
+    gate: GateReport | None = None
+    benchmark: BenchmarkRecord | None = None
+    size_bytes: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form without the log, under the one key "failure" of a result document."""
+        return {
+            "failure": {
+                "kind": self.kind.value,
+                "code": self.code,
+                "message": self.message,
+                "error": self.error.value,
+                "gate": self.gate.to_json() if self.gate else None,
+                "benchmark": self.benchmark.to_json() if self.benchmark else None,
+                "size_bytes": self.size_bytes,
+                "labels": dict(self.labels),
+            }
+        }
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any], *, log_tail: str = "") -> ChildFailure:
+        """Read what stands under "failure".
+
+        Raises:
+            InvalidInputError: A gate report or benchmark in it is not readable.
+            KeyError, ValueError: A field is missing or has a value that is not known.
+        """
+        return ChildFailure(
+            kind=FailureKind(document["kind"]),
+            code=str(document["code"])[:64],
+            message=str(document["message"])[:2000],
+            log_tail=log_tail,
+            error=ErrorCode(document["error"]),
+            gate=GateReport.from_json(document["gate"]) if document["gate"] else None,
+            benchmark=BenchmarkRecord.from_json(document["benchmark"]) if document["benchmark"] else None,
+            size_bytes=int(document["size_bytes"]),
+            labels={str(key): str(value) for key, value in document["labels"].items()},
+        )
+
+    def to_error(self) -> DovetailError:
+        """The exception of ours that fits, with the public message."""
+        for cls in vars(errors).values():
+            if isinstance(cls, type) and issubclass(cls, DovetailError) and cls.code == self.error:
+                return cls(self.message)
+        return DovetailError(self.message)
+
+
+ChildOutcome = IntakeOutcome | BuildResult | ChildFailure

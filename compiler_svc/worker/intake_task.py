@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The child's intake task: model and samples in, normalised model and facts out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from compiler_svc.intake.model_intake import intake
+from compiler_svc.intake.samples import SampleSet, load_samples, refuse_overlap
+from compiler_svc.worker.build_spec import OUT_DIR, IntakeSpec, SampleFacts
+from compiler_svc.worker.spec_file import sample_facts_json
+
+
+def run_intake_task(spec: IntakeSpec, directory: Path, report: Callable[[str, float, str], None]) -> dict[str, Any]:
+    """Do it; returns the result document.
+
+    Raises:
+        DovetailError: As `intake` and `load_samples` say.
+    """
+    out = directory / OUT_DIR
+    out.mkdir(exist_ok=True)
+    report("intake", 0.05, "reading the model")
+    external = {location: directory / name for location, name in spec.external_files.items()}
+    result = intake(directory / spec.model_file, external, spec.limits, out)
+    report("intake", 0.7, "reading the samples")
+    calibration = validation = None
+    if spec.calibration_file:
+        path = directory / spec.calibration_file
+        calibration = load_samples(path, result.inputs, spec.limits, what="calibration")
+    if spec.validation_file:
+        path = directory / spec.validation_file
+        validation = load_samples(path, result.inputs, spec.limits, what="validation", label_array=spec.label_array)
+    if calibration and validation:
+        refuse_overlap(calibration, validation)
+    report("intake", 1.0, "done")
+    return {
+        "intake": {
+            "model_digest": result.model_digest,
+            "opset": result.opset,
+            "ir_version": result.ir_version,
+            "inputs": [item.to_json() for item in result.inputs],
+            "outputs": [item.to_json() for item in result.outputs],
+            "operators": list(result.operators),
+            "parameter_bytes": result.parameter_bytes,
+            "notes": list(result.notes),
+            "calibration": sample_facts_json(_facts(calibration)),
+            "validation": sample_facts_json(_facts(validation)),
+        }
+    }
+
+
+def _facts(samples: SampleSet | None) -> SampleFacts:
+    if samples is None:
+        return SampleFacts()
+    return SampleFacts(samples.count, samples.digest, samples.labels is not None)

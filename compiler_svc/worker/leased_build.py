@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One build, from a lease to its end: fetch the model, run the child, publish or fail.
+
+The lease is renewed beside the work; when it is lost or the build was cancelled, the child is killed and nothing is
+published. Which job comes next is the loop's business, what happens in the child is `child`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler_svc.index import Index
+from compiler_svc.jobs.base import JobQueue, Lease
+from compiler_svc.scratch import scratch_directory
+from compiler_svc.worker.build_spec import (
+    AccuracyPolicy,
+    BuildResult,
+    BuildSpec,
+    ChildFailure,
+    ChildLimits,
+    FailureKind,
+    Progress,
+)
+from compiler_svc.worker.publish import manifest_of, store_result
+from dovetail.clock import Clock
+from dovetail.errors import DovetailError, IntegrityError, NotFoundError, OverLimitError, UnavailableError
+from dovetail.fingerprint import Fingerprint
+from dovetail.hardware_class import hardware_class
+from dovetail.pb.v1 import compiler_pb2 as pb
+from dovetail.pb.v1.registry_pb2 import FILE_ROLE_CALIBRATION, FILE_ROLE_MODEL, FILE_ROLE_VALIDATION
+from dovetail.pb.v1.storage_pb2 import BuildJob, ModelRecord
+from dovetail.store.base import ChunkStore
+from dovetail.store.files import load_file
+from dovetail.wire import (
+    benchmark_bytes,
+    gate_bytes,
+    model_facts,
+    read_chunk,
+    read_contract,
+    read_recipe,
+    read_tensor_spec,
+)
+
+_LOG = logging.getLogger(__name__)
+
+BuildRunner = Callable[
+    [Path, BuildSpec, ChildLimits, Callable[[Progress], None]], Awaitable[BuildResult | ChildFailure]
+]
+"""Builds, gates and measures in a child process; when cancelled it kills the child before it returns."""
+
+_FILES = {
+    FILE_ROLE_MODEL: "model.onnx",
+    FILE_ROLE_CALIBRATION: "calibration.npz",
+    FILE_ROLE_VALIDATION: "validation.npz",
+}
+_PHASES = {
+    "building": pb.BUILD_PHASE_BUILDING,
+    "gating": pb.BUILD_PHASE_GATING,
+    "measuring": pb.BUILD_PHASE_MEASURING,
+}
+_KINDS = {
+    FailureKind.DETERMINISTIC: pb.BUILD_FAILURE_KIND_DETERMINISTIC,
+    FailureKind.RESOURCE: pb.BUILD_FAILURE_KIND_RESOURCE,
+    FailureKind.INFRASTRUCTURE: pb.BUILD_FAILURE_KIND_INFRASTRUCTURE,
+}
+PROGRESS_S = 0.2
+"""At most this often a step is told on: a progress bar needs no more, and Redis keeps every step."""
+
+MAX_LOG_TAIL = 4096
+"""Bytes of a child's log that are kept with a failure, as compiler.proto says."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How this worker builds.
+
+    Attributes:
+        machine: Its fingerprint.
+        scratch: Directory for builds.
+        threads: Threads of one build.
+        lease_s: The queue's lease; it is renewed every quarter.
+        measure_budget_s: Seconds spent on one benchmark.
+        limits: What a child may use.
+    """
+
+    machine: Fingerprint
+    scratch: Path
+    threads: int
+    lease_s: float
+    measure_budget_s: float
+    limits: ChildLimits
+
+
+class LeasedBuild:
+    """Works on one lease; used once."""
+
+    def __init__(
+        self,
+        lease: Lease,
+        *,
+        index: Index,
+        jobs: JobQueue,
+        chunks: ChunkStore,
+        run: BuildRunner,
+        options: BuildOptions,
+        clock: Clock,
+    ) -> None:
+        self._lease = lease
+        self._index = index
+        self._jobs = jobs
+        self._chunks = chunks
+        self._run = run
+        self._options = options
+        self._clock = clock
+        self._state = _started(lease)
+        self._news = asyncio.Event()
+
+    async def work(self) -> None:
+        """Build and report the end; returns also when the lease was lost. Cancelling it kills the child.
+
+        Raises:
+            UnavailableError: The job queue did not answer until the lease was over.
+        """
+        building = asyncio.create_task(self._build())
+        helpers = [asyncio.create_task(self._keep_lease(building)), asyncio.create_task(self._tell_progress())]
+        try:
+            outcome = await building
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():  # the worker is stopping; else the lease keeper did it
+                raise
+            _LOG.info("build.stopped key=%s why=cancelled_or_lease_lost", self._lease.job.artifact_key)
+            return
+        finally:
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+        if isinstance(outcome, ChildFailure):
+            await self._fail(outcome)
+
+    async def _build(self) -> ChildFailure | None:
+        job = self._lease.job
+        try:
+            record = await self._index.model(job.model, job.version)
+            async with scratch_directory(self._options.scratch, "build-") as directory:
+                await self._materialise(record, directory)
+                spec = self._spec(record)
+                outcome = await self._run(directory, spec, self._options.limits, self._heard)
+                if isinstance(outcome, ChildFailure):
+                    return outcome
+                await self._publish(record, outcome)
+                return None
+        except NotFoundError as exc:
+            return _failure(FailureKind.DETERMINISTIC, "input_missing", exc)
+        except OverLimitError as exc:
+            return _failure(FailureKind.RESOURCE, "no_room", exc)
+        except (UnavailableError, IntegrityError) as exc:
+            return _failure(FailureKind.INFRASTRUCTURE, "store", exc)
+        except DovetailError as exc:
+            return _failure(FailureKind.DETERMINISTIC, exc.code.value, exc)
+
+    async def _materialise(self, record: ModelRecord, directory: Path) -> None:
+        for file in record.files:
+            chunks = [read_chunk(chunk) for chunk in file.chunks]
+            await load_file(self._chunks, chunks, directory / _FILES[file.role], file.digest)
+
+    def _spec(self, record: ModelRecord) -> BuildSpec:
+        job, model = self._lease.job, record.model
+        present = {file.role for file in record.files}
+        policy = model.policy
+        return BuildSpec(
+            recipe=read_recipe(job.recipe),
+            contract=read_contract(job.contract_json),
+            inputs=tuple(read_tensor_spec(spec) for spec in model.inputs),
+            outputs=tuple(read_tensor_spec(spec) for spec in model.outputs),
+            facts=model_facts(model),
+            hardware_class=hardware_class(self._options.machine).key,
+            cpu_features=self._options.machine.facts.cpu_features,
+            threads=self._options.threads,
+            policy=AccuracyPolicy(
+                task=policy.task,
+                label_array=policy.label_array,
+                max_metric_drop=policy.max_metric_drop if policy.HasField("max_metric_drop") else None,
+            ),
+            model_file=_FILES[FILE_ROLE_MODEL],
+            calibration_file=_FILES[FILE_ROLE_CALIBRATION] if FILE_ROLE_CALIBRATION in present else "",
+            validation_file=_FILES[FILE_ROLE_VALIDATION] if FILE_ROLE_VALIDATION in present else "",
+            measure_budget_s=self._options.measure_budget_s,
+        )
+
+    async def _publish(self, record: ModelRecord, result: BuildResult) -> None:
+        self._state.phase = pb.BUILD_PHASE_PUBLISHING
+        self._state.message = "storing the files"
+        self._state.gate_json = gate_bytes(result.gate)
+        self._state.benchmark_json = benchmark_bytes(result.benchmark)
+        self._news.set()
+        files = await store_result(self._chunks, result)
+        manifest = manifest_of(
+            self._lease.job, record, result, files, machine=self._options.machine, built_at_ms=self._clock.wall_ms()
+        )
+        self._state.size_bytes = manifest.size_bytes
+        self._state.message = "published"
+        accepted = await self._insist(lambda: self._jobs.publish(self._lease, manifest.to_bytes(), self._state))
+        _LOG.info(
+            "build.published key=%s recipe=%s size_bytes=%d accepted=%s",
+            manifest.artifact_key, manifest.recipe.name, manifest.size_bytes, accepted,
+        )  # fmt: skip
+
+    async def _fail(self, failure: ChildFailure) -> None:
+        self._state.gate_json = gate_bytes(failure.gate)
+        self._state.benchmark_json = benchmark_bytes(failure.benchmark)
+        self._state.size_bytes = failure.size_bytes
+        self._state.message = failure.message
+        message = pb.BuildFailure(
+            kind=_KINDS[failure.kind],
+            code=failure.code,
+            message=failure.message,
+            log_tail=failure.log_tail.encode()[-MAX_LOG_TAIL:].decode(errors="replace"),
+        )
+        accepted = await self._insist(lambda: self._jobs.fail(self._lease, message, self._state))
+        _LOG.warning(
+            "build.failed key=%s recipe=%s kind=%s code=%s accepted=%s why=%r",
+            self._lease.job.artifact_key, self._lease.job.recipe.name, failure.kind.value, failure.code, accepted,
+            failure.message[:300],
+        )  # fmt: skip
+
+    async def _insist(self, call: Callable[[], Awaitable[bool]]) -> bool:
+        """Repeat a call that the queue makes harmless to repeat, until the lease would be over anyway."""
+        deadline_s = self._clock.monotonic_s() + self._options.lease_s
+        while True:
+            try:
+                return await call()
+            except UnavailableError as exc:
+                if self._clock.monotonic_s() >= deadline_s:
+                    raise
+                _LOG.warning("build.report_again key=%s why=%r", self._lease.job.artifact_key, str(exc))
+                await asyncio.sleep(min(1.0, self._options.lease_s / 10))
+
+    async def _keep_lease(self, building: asyncio.Task[ChildFailure | None]) -> None:
+        while True:
+            await asyncio.sleep(self._options.lease_s / 4)
+            try:
+                held = await self._jobs.renew(self._lease)
+            except DovetailError as exc:  # the fence decides at the end; a long outage ends in a refused publish
+                _LOG.warning("build.lease_unknown key=%s why=%r", self._lease.job.artifact_key, str(exc))
+                continue
+            if not held:
+                building.cancel()
+                return
+
+    def _heard(self, progress: Progress) -> None:
+        self._state.phase = _PHASES.get(progress.phase, self._state.phase)
+        self._state.fraction = min(max(progress.fraction, 0.0), 1.0)
+        self._state.message = progress.message
+        self._news.set()
+
+    async def _tell_progress(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            try:
+                await self._jobs.progress(self._lease, self._state)
+            except DovetailError as exc:  # the next step tells it again
+                _LOG.debug("build.progress_untold key=%s why=%r", self._lease.job.artifact_key, str(exc))
+            await asyncio.sleep(PROGRESS_S)
+
+
+def _started(lease: Lease) -> pb.Build:
+    job: BuildJob = lease.job
+    return pb.Build(
+        artifact_key=job.artifact_key,
+        model=job.model,
+        version=job.version,
+        recipe=job.recipe,
+        hardware_class=job.hardware_class,
+        phase=pb.BUILD_PHASE_BUILDING,
+        message="fetching the model",
+        attempts=lease.attempt,
+    )
+
+
+def _failure(kind: FailureKind, code: str, error: DovetailError) -> ChildFailure:
+    return ChildFailure(kind, code, str(error), error=error.code)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns what a build made into an artifact: files into the content store, then the manifest that names them.
+
+The order matters: chunks, then manifest, then the job queue's atomic flip (the loop's part), so that whatever becomes
+visible is complete.
+"""
+
+from __future__ import annotations
+
+from compiler_svc.worker.build_spec import BuildResult
+from dovetail.artifact import FileEntry, Manifest
+from dovetail.fingerprint import Fingerprint
+from dovetail.hardware_class import hardware_class, isa_class
+from dovetail.pb.v1.storage_pb2 import BuildJob, ModelRecord
+from dovetail.store.base import ChunkStore
+from dovetail.store.files import store_file
+from dovetail.wire import read_recipe, read_tensor_spec
+
+
+async def store_result(store: ChunkStore, result: BuildResult) -> tuple[FileEntry, ...]:
+    """Put the files of a build into the content store.
+
+    Raises:
+        UnavailableError: The store does not answer.
+        OverLimitError: No room.
+    """
+    entries: list[FileEntry] = []
+    for file in result.files:
+        digest, size_bytes, chunks = await store_file(store, file.path)
+        entries.append(FileEntry(file.name, file.role, size_bytes, digest, chunks))
+    return tuple(entries)
+
+
+def manifest_of(
+    job: BuildJob,
+    record: ModelRecord,
+    result: BuildResult,
+    files: tuple[FileEntry, ...],
+    *,
+    machine: Fingerprint,
+    built_at_ms: int,
+) -> Manifest:
+    """The manifest of a build.
+
+    Args:
+        job: What was ordered.
+        record: The model version it was built from.
+        result: What came out.
+        files: As stored.
+        machine: This machine.
+        built_at_ms: Wall clock.
+    """
+    model = record.model
+    return Manifest(
+        artifact_key=job.artifact_key,
+        model=model.name,
+        version=model.version,
+        model_digest=model.model_digest,
+        recipe=read_recipe(job.recipe),
+        contract=result.contract,
+        inputs=tuple(read_tensor_spec(spec) for spec in model.inputs),
+        outputs=tuple(read_tensor_spec(spec) for spec in model.outputs),
+        max_batch_size=result.max_batch_size,
+        toolchain=dict(result.toolchain),
+        gate=result.gate,
+        files=files,
+        benchmarks=(result.benchmark,),
+        labels={**result.labels, "network": "none" if result.network_isolated else "not isolated"},
+        built_by=hardware_class(machine).key,
+        built_at_ms=built_at_ms,
+        verified="native" if same_arithmetic(machine, Fingerprint.from_bytes(job.target_fingerprint_json)) else "no",
+    )
+
+
+def same_arithmetic(builder: Fingerprint, target: Fingerprint) -> bool:
+    """True if a gate that passed on one machine says the same of the other: equal instruction sets and devices.
+
+    Core counts, memory and the other libraries installed do not change a result, so classes may differ and this hold.
+    """
+
+    def silicon(machine: Fingerprint) -> tuple[object, ...]:
+        facts = machine.facts
+        devices = tuple((item.kind, item.compute_capability, item.arch) for item in facts.accelerators)
+        return (facts.arch, isa_class(facts.arch, facts.cpu_features), devices)
+
+    return silicon(builder) == silicon(target)

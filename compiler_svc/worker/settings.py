@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of a build worker."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from compiler_svc.environment import Reader, StoreSettings
+from compiler_svc.worker.build_spec import ChildLimits
+from dovetail.log import LEVELS
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """All that can be set; see `from_env` for the names.
+
+    Attributes:
+        store: Where Redis and the durable tier are.
+        worker_id: Unique among live workers.
+        scratch: Directory for builds; a model must fit three times.
+        concurrency: Builds at once; figures measured beside another build are worth little, so 1.
+        threads: Threads of one build; 0 takes the usable cores.
+        lease_s: A build whose worker is silent for this long is given to another.
+        heartbeat_s: How often the worker says that it is alive.
+        drain_s: How long a running build may go on after SIGTERM before it is stopped.
+        measure_budget_s: Seconds spent on one benchmark.
+        limits: What one child process may use.
+        log_level: debug, info, warning or error.
+        log_json: JSON lines; None means unless on a terminal.
+    """
+
+    store: StoreSettings
+    worker_id: str
+    scratch: Path
+    concurrency: int
+    threads: int
+    lease_s: float
+    heartbeat_s: float
+    drain_s: float
+    measure_budget_s: float
+    limits: ChildLimits
+    log_level: str
+    log_json: bool | None
+
+    @staticmethod
+    def from_env(environ: Mapping[str, str]) -> WorkerSettings:
+        """Read DOVETAIL_* variables.
+
+        Raises:
+            InvalidInputError: Names every bad value, not only the first.
+        """
+        read = Reader(environ)
+        defaults = ChildLimits()
+        settings = WorkerSettings(
+            store=StoreSettings.read(read),
+            worker_id=read.name("DOVETAIL_WORKER_ID", default_worker_id()),
+            scratch=read.path("DOVETAIL_SCRATCH_DIR", read.default_scratch()),
+            concurrency=read.integer("DOVETAIL_WORKER_CONCURRENCY", 1, low=1, high=64),
+            threads=read.integer("DOVETAIL_WORKER_THREADS", 0, low=0, high=1024),
+            lease_s=read.number("DOVETAIL_LEASE_S", 60.0, low=1.0, high=3600.0),
+            heartbeat_s=read.number("DOVETAIL_WORKER_HEARTBEAT_S", 5.0, low=0.1, high=15.0),
+            drain_s=read.number("DOVETAIL_WORKER_DRAIN_S", 20.0, low=0.0, high=3600.0),
+            measure_budget_s=read.number("DOVETAIL_MEASURE_BUDGET_S", 2.0, low=0.1, high=600.0),
+            limits=ChildLimits(
+                wall_s=read.number("DOVETAIL_BUILD_WALL_S", defaults.wall_s, low=1.0, high=86400.0),
+                cpu_s=read.integer("DOVETAIL_BUILD_CPU_S", defaults.cpu_s, low=1, high=864000),
+                memory_bytes=read.integer(
+                    "DOVETAIL_BUILD_MEMORY_BYTES", defaults.memory_bytes, low=1 << 28, high=1 << 50
+                ),
+            ),
+            log_level=read.choice("DOVETAIL_LOG_LEVEL", "info", LEVELS),
+            log_json=read.flag("DOVETAIL_LOG_JSON"),
+        )
+        read.finish()
+        return settings
+
+
+def default_worker_id() -> str:
+    """The host's name, made to fit; several workers of one host need DOVETAIL_WORKER_ID."""
+    host = re.sub(r"[^a-z0-9._-]+", "-", socket.gethostname().lower()).strip("-._")[:100]
+    return f"worker-{host or 'unnamed'}"

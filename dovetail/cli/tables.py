@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of models and nodes. Larger views are apart: `artifact_table`, `offer_view`, `fingerprint_view`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from dovetail.cli.output import age_text, plain, shape_text, short_key, size_text
+from dovetail.client import Model, Node
+from dovetail.tensor import TensorSpec
+
+STATE_STYLE = {"READY": "green", "LOADING": "yellow", "UNAVAILABLE": "red"}
+
+
+def plain_table(*titles: str) -> Table:
+    """A table as all commands use it: no frame, bold titles, two spaces between columns."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    return table
+
+
+def model_table(models: Iterable[Model]) -> Table:
+    """Models with signature and samples."""
+    table = plain_table("model", "version", "aliases", "size", "inputs", "outputs", "calibration", "validation")
+    for model in models:
+        labelled = ", labelled" if model.labelled else ""
+        table.add_row(
+            plain(model.name),
+            plain(model.version),
+            plain(", ".join(model.aliases) or "-"),
+            size_text(model.size_bytes),
+            plain(_signature(model.inputs)),
+            plain(_signature(model.outputs)),
+            plain(model.calibration_samples or "-"),
+            plain(f"{model.validation_samples}{labelled}" if model.validation_samples else "-"),
+        )
+    return table
+
+
+def node_table(nodes: Sequence[Node]) -> Table:
+    """Nodes with what they serve; ages are relative to the newest report, so that clocks need not agree."""
+    newest = max((node.last_seen_ms for node in nodes), default=0)
+    table = plain_table("node", "role", "address", "class", "reported", "serves")
+    for node in nodes:
+        behind = newest - node.last_seen_ms
+        seen = "now" if behind < 1000 else f"{age_text(behind)} before"
+        table.add_row(
+            plain(node.id),
+            plain(node.role),
+            plain(node.address or "-"),
+            plain(node.hardware_class or "-"),
+            seen,
+            _serves(node),
+        )
+    return table
+
+
+def _signature(specs: Iterable[TensorSpec]) -> str:
+    return ", ".join(f"{spec.name} {spec.datatype} {shape_text(spec.shape)}" for spec in specs)
+
+
+def _serves(node: Node) -> Text:
+    if node.engines and not node.serving:
+        return Text(f"builds for {', '.join(node.engines)}")
+    lines: list[Text] = []
+    for item in node.serving:
+        line = Text.assemble(
+            (item.state, STATE_STYLE.get(item.state, "")), f" {item.model} v{item.version}", f" {item.recipe}".rstrip()
+        )
+        if item.artifact_key:
+            line.append(f" {short_key(item.artifact_key)}", style="dim")
+        if item.reason:
+            line.append(f": {item.reason}")
+        lines.append(line)
+    return Text("\n").join(lines) if lines else Text("-")

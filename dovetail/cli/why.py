@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`dovetail why`: the whole decision for one model on one machine."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dovetail.cli.context import JsonFlag, ModelVersion, connected
+from dovetail.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from dovetail.client import Client
+    from dovetail.fingerprint import Fingerprint
+
+
+class _Goal(StrEnum):
+    """The SDK's objectives, named here so that help needs no SDK; a test holds the two together."""
+
+    LATENCY = "latency"
+    THROUGHPUT = "throughput"
+    MEMORY = "memory"
+    SIZE = "size"
+
+
+def why(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="Name of the model.", metavar="MODEL")],
+    version: ModelVersion = 0,
+    fingerprint: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, metavar="FILE", help="Ask for the machine that this file describes."),
+    ] = None,
+    node: Annotated[str, typer.Option(metavar="NODE", help="Ask for a node of the mesh, by its id.")] = "",
+    objective: Annotated[_Goal, typer.Option(help="What to optimise.")] = _Goal.LATENCY,
+    accuracy_floor: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Accuracy that must be reached, as a fraction; 0: none.")
+    ] = 0.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Why a machine gets the artifact it gets, why no other, and what would be better. Default: this machine."""
+    if fingerprint is not None and node:
+        raise typer.BadParameter("give --fingerprint or --node, not both")
+    from dovetail.cli.output import data_console, print_json
+    from dovetail.client import Objective
+
+    with connected(ctx) as client:
+        machine = _machine(client, fingerprint, node)
+        offer = client.negotiate(
+            model, machine, version=version, objective=Objective(objective.value), accuracy_floor=accuracy_floor
+        )
+    if as_json:
+        from dovetail.cli.documents import offer_document
+
+        print_json(offer_document(offer))
+    else:
+        from dovetail.cli.offer_view import offer_panel
+
+        data_console().print(offer_panel(offer))
+
+
+def _machine(client: Client, path: Path | None, node_id: str) -> Fingerprint:
+    if path is not None:
+        from dovetail.cli.fingerprint_file import read_fingerprint
+
+        return read_fingerprint(path)
+    if not node_id:
+        from dovetail.probe import measure_sync
+
+        return measure_sync()
+    nodes = client.nodes()
+    for node in nodes:
+        if node.id == node_id and node.fingerprint is not None:
+            return node.fingerprint
+    raise NotFoundError(f"no node {node_id!r} with a fingerprint; there are {', '.join(n.id for n in nodes) or 'none'}")

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs OpenVINO IR (one .xml, one .bin) on OpenVINO's CPU, GPU or NPU plugin.
+
+What lives here: loading with explicit settings and carrying tensors in and out. Which artifact fits a machine is
+`dovetail.rules.openvino_rules`; how one is built is the backend's business.
+
+The arithmetic's precision is pinned from the contract (`execution_precision`, default "f32"): the plugin otherwise
+picks bf16 or f16 by itself where the hardware has it, so that one file gives other numbers on other machines (OpenVINO
+issues 27795 and 24501). Threads are explicit and unpinned, because several services share a machine's cores and the
+library over-counts them under a container quota (OpenVINO issue 37838). One stream, one request: callers bring the
+concurrency.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dovetail.engines.base import Engine, SessionOptions
+from dovetail.errors import EngineError, UnsupportedError
+from dovetail.tensor import NUMPY_DTYPES, Array, TensorSpec
+
+ENGINE = "openvino"
+
+_MAX_ERROR_CHARS = 600
+
+_DATATYPES: Mapping[str, str] = {
+    "boolean": "BOOL",
+    "u8": "UINT8",
+    "u16": "UINT16",
+    "u32": "UINT32",
+    "u64": "UINT64",
+    "i8": "INT8",
+    "i16": "INT16",
+    "i32": "INT32",
+    "i64": "INT64",
+    "f16": "FP16",
+    "bf16": "BF16",
+    "f32": "FP32",
+    "f64": "FP64",
+}
+
+
+def create() -> Engine:
+    """The engine; imports the library only now.
+
+    Raises:
+        UnsupportedError: openvino is not installed here.
+    """
+    return OpenVinoEngine(import_openvino())
+
+
+def import_openvino() -> Any:
+    """The openvino module, imported so that it cannot report usage over the network.
+
+    OpenVINO's Python tools and NNCF send usage statistics through the package openvino_telemetry unless a file in the
+    user's home says no; both do without if it cannot be imported.
+
+    Raises:
+        UnsupportedError: openvino is not installed here.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as exc:
+        raise UnsupportedError("openvino is not installed here: pip install 'dovetail[openvino]'") from exc
+    return openvino
+
+
+class OpenVinoEngine:
+    """OpenVINO's runtime."""
+
+    name = ENGINE
+
+    def __init__(self, library: Any) -> None:
+        self._ov = library
+        self._core = library.Core()
+
+    def load(self, files: Mapping[str, Path], options: SessionOptions) -> OpenVinoSession:
+        """Load the artifact's .xml and .bin.
+
+        `options.optimize` changes nothing: the plugin has no unoptimised mode.
+
+        Raises:
+            UnsupportedError: The device is not there, or an input or output has a type that cannot be served.
+            EngineError: Files are missing, or the library cannot load them.
+        """
+        xml, weights = _only(files, ".xml"), _only(files, ".bin")
+        device = options.device.upper()
+        try:
+            available = {name.split(".")[0] for name in self._core.available_devices}
+            if device not in available:
+                raise UnsupportedError(f"openvino has no device {device} here; it has {', '.join(sorted(available))}")
+            model = self._core.read_model(str(xml), str(weights))
+            compiled = self._core.compile_model(model, device, _properties(options))
+            return OpenVinoSession(self._ov, compiled)
+        except RuntimeError as exc:
+            raise EngineError(f"openvino cannot load the model: {_short(exc)}") from exc
+
+
+def _properties(options: SessionOptions) -> dict[str, Any]:
+    properties: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": str(options.details.get("execution_precision", "f32")),
+        "NUM_STREAMS": "1",
+    }
+    if options.device == "cpu":
+        properties["INFERENCE_NUM_THREADS"] = options.threads
+        properties["ENABLE_CPU_PINNING"] = False
+    return properties
+
+
+def _only(files: Mapping[str, Path], suffix: str) -> Path:
+    names = sorted(name for name in files if name.endswith(suffix))
+    if len(names) != 1:
+        raise EngineError(f"openvino needs exactly one {suffix} file, the artifact has {names or 'none'}")
+    return files[names[0]]
+
+
+class OpenVinoSession:
+    """A loaded model with one inference request: one caller at a time."""
+
+    concurrent = False
+
+    def __init__(self, library: Any, compiled: Any) -> None:
+        self._ov = library
+        self.inputs = _specs(compiled.inputs)
+        self.outputs = _specs(compiled.outputs)
+        self._input_types = {spec.name: spec.datatype for spec in self.inputs}
+        self._request = compiled.create_infer_request()
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Run once; the returned arrays are copies.
+
+        Raises:
+            EngineError: The library failed, or an input is missing or unknown.
+        """
+        if feeds.keys() != self._input_types.keys():
+            raise EngineError(f"the model has the inputs {sorted(self._input_types)}, the call brings {sorted(feeds)}")
+        try:
+            dense = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # kept alive during infer()
+            for name, array in dense.items():
+                self._request.set_tensor(name, self._tensor(name, array))
+            self._request.infer()
+            return {spec.name: self._output(index, spec) for index, spec in enumerate(self.outputs)}
+        except (RuntimeError, TypeError, ValueError) as exc:
+            raise EngineError(f"openvino failed while running: {_short(exc)}") from exc
+
+    def close(self) -> None:
+        """Free the request and, with it, the model."""
+        self._request = None
+
+    def _tensor(self, name: str, array: Array) -> Any:
+        datatype = self._input_types[name]
+        if array.dtype != NUMPY_DTYPES[datatype]:
+            raise EngineError(f"input {name!r} is {datatype}, the array has dtype {array.dtype}")
+        if datatype == "BF16":
+            return self._ov.Tensor(array, list(array.shape), self._ov.Type.bf16)
+        return self._ov.Tensor(array, shared_memory=array.flags.writeable)
+
+    def _output(self, index: int, spec: TensorSpec) -> Array:
+        data: Array = np.array(self._request.get_output_tensor(index).data)
+        return data.view(np.uint16) if spec.datatype == "BF16" else data
+
+
+def _specs(ports: Sequence[Any]) -> tuple[TensorSpec, ...]:
+    return tuple(_spec(port) for port in ports)
+
+
+def _spec(port: Any) -> TensorSpec:
+    type_name = port.get_element_type().get_type_name()
+    datatype = _DATATYPES.get(type_name)
+    if datatype is None:
+        raise UnsupportedError(
+            f"{port.get_any_name()!r} has element type {type_name}, which this engine does not serve; use onnxruntime"
+        )
+    shape = tuple(dim.get_length() if dim.is_static else -1 for dim in port.get_partial_shape())
+    return TensorSpec(port.get_any_name(), datatype, shape)
+
+
+def _short(exc: Exception) -> str:
+    text = " ".join(str(exc).split())
+    return text if len(text) <= _MAX_ERROR_CHARS else text[:_MAX_ERROR_CHARS] + " …"

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens around every RPC of every server: errors become statuses, one summary line is logged, ids are passed.
+
+A servicer just raises our errors. Anything else it raises is a bug: the client gets INTERNAL with the request id, the
+traceback goes to the log and nowhere else. This is one of the two places where a bare exception is caught (the
+other is `__main__`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias, cast
+
+import grpc
+import grpc.aio
+
+from dovetail.errors import DovetailError, ErrorCode
+from dovetail.rpc.status import CODE_METADATA_KEY, REQUEST_ID_METADATA_KEY, public_text, status_of
+
+_LOG = logging.getLogger(__name__)
+_REQUEST_ID_PATTERN = re.compile(r"^[A-Za-z0-9._:-]{1,64}$")
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+QUIET_SERVICES = frozenset(
+    {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection", "inference.GRPCInferenceService"}
+)
+"""Services whose successful calls are logged at DEBUG: probes and inferences would bury every other line."""
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Translates errors, logs one line per RPC and returns the request id in trailing metadata; stateless.
+
+    Args:
+        quiet: Names of services whose successful calls are logged at DEBUG instead of INFO.
+    """
+
+    def __init__(self, quiet: Collection[str] = QUIET_SERVICES) -> None:
+        self._quiet = frozenset(quiet)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Wrap the method that will serve the call."""
+        handler = await continuation(handler_call_details)
+        if handler is None:  # no such method: grpc answers UNIMPLEMENTED itself
+            return handler
+        method = _text(handler_call_details.method)
+        level = logging.DEBUG if method.strip("/").split("/")[0] in self._quiet else logging.INFO
+        return _wrapped(handler, _Call(method, level))
+
+
+class _Call:
+    """The wrapper of one method's calls."""
+
+    def __init__(self, method: str, level: int) -> None:
+        self._method = method
+        self._level = level
+
+    @asynccontextmanager
+    async def observed(self, context: Context) -> AsyncIterator[None]:
+        """Run one call inside; ends it with the right status whatever happens."""
+        started = time.monotonic()
+        request_id = _request_id(context)
+        context.set_trailing_metadata(((REQUEST_ID_METADATA_KEY, request_id),))
+        try:
+            yield
+        except (asyncio.CancelledError, GeneratorExit):  # the client went away or the server is stopping
+            self._log_end(context, "CANCELLED", started, request_id)
+            raise
+        except grpc.aio.AbortError:
+            self._log_end(context, _status_name(context), started, request_id)
+            raise
+        except DovetailError as exc:
+            if exc.code is ErrorCode.INTERNAL:
+                await self._hide(context, exc, started, request_id)
+            status = status_of(exc)
+            self._log_end(context, status.name, started, request_id, reason=str(exc))
+            metadata = ((REQUEST_ID_METADATA_KEY, request_id), (CODE_METADATA_KEY, exc.code.value))
+            await context.abort(status, public_text(str(exc)), trailing_metadata=metadata)
+        except Exception as exc:  # the border: whatever else it is, the client must not see it
+            await self._hide(context, exc, started, request_id)
+        else:
+            self._log_end(context, _status_name(context), started, request_id)
+
+    async def _hide(self, context: Context, exc: Exception, started: float, request_id: str) -> None:
+        _LOG.error("rpc.bug method=%s request_id=%s", self._method, request_id, exc_info=exc)
+        self._log_end(context, "INTERNAL", started, request_id)
+        await context.abort(
+            grpc.StatusCode.INTERNAL,
+            f"internal error, request id {request_id}: the server's log has the details under this id",
+            trailing_metadata=((REQUEST_ID_METADATA_KEY, request_id), (CODE_METADATA_KEY, ErrorCode.INTERNAL.value)),
+        )
+
+    def _log_end(self, context: Context, status: str, started: float, request_id: str, *, reason: str = "") -> None:
+        level = self._level if status in ("OK", "CANCELLED") else logging.INFO
+        if not _LOG.isEnabledFor(level):
+            return
+        elapsed_ms = (time.monotonic() - started) * 1000
+        if reason:
+            _LOG.log(
+                level, "rpc.end method=%s peer=%s status=%s ms=%.1f request_id=%s reason=%r",
+                self._method, context.peer(), status, elapsed_ms, request_id, reason[:500],
+            )  # fmt: skip
+        else:
+            _LOG.log(
+                level, "rpc.end method=%s peer=%s status=%s ms=%.1f request_id=%s",
+                self._method, context.peer(), status, elapsed_ms, request_id,
+            )  # fmt: skip
+
+
+def _wrapped(handler: Handler, call: _Call) -> Handler:
+    if handler.request_streaming and handler.response_streaming:
+        behavior = handler.stream_stream
+        make: Callable[..., Handler] = grpc.stream_stream_rpc_method_handler
+    elif handler.request_streaming:
+        behavior, make = handler.stream_unary, grpc.stream_unary_rpc_method_handler
+    elif handler.response_streaming:
+        behavior, make = handler.unary_stream, grpc.unary_stream_rpc_method_handler
+    else:
+        behavior, make = handler.unary_unary, grpc.unary_unary_rpc_method_handler
+    wrap = _wrapped_stream if inspect.isasyncgenfunction(behavior) else _wrapped_coroutine
+    return make(
+        wrap(cast(Callable[..., Any], behavior), call),
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+
+
+def _wrapped_coroutine(behavior: Callable[..., Any], call: _Call) -> Callable[..., Any]:
+    """For unary answers, and for streamed ones that use `context.write`."""
+
+    async def run(request_or_iterator: object, context: Context) -> object:
+        async with call.observed(context):
+            return await behavior(request_or_iterator, context)
+
+    return run
+
+
+def _wrapped_stream(behavior: Callable[..., Any], call: _Call) -> Callable[..., Any]:
+    """For answers that are yielded; the servicer's generator is closed also when the client goes away."""
+
+    async def run(request_or_iterator: object, context: Context) -> AsyncIterator[object]:
+        async with call.observed(context):
+            answers = behavior(request_or_iterator, context)
+            try:
+                async for answer in answers:
+                    yield answer
+            finally:
+                await answers.aclose()
+
+    return run
+
+
+def _request_id(context: Context) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_METADATA_KEY and isinstance(value, str) and _REQUEST_ID_PATTERN.fullmatch(value):
+            return value
+    return uuid.uuid4().hex
+
+
+def _status_name(context: Context) -> str:
+    code = context.code()
+    if isinstance(code, grpc.StatusCode):
+        return code.name
+    names = {status.value[0]: status.name for status in grpc.StatusCode}  # grpc.aio may hand out the bare number
+    return names.get(code or 0, str(code))
+
+
+def _text(method: str | bytes) -> str:
+    return method.decode() if isinstance(method, bytes) else method

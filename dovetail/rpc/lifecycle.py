@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a process of ours stops, and how it tells its supervisor where it listens.
+
+Used with a gRPC server and without one (the build worker has none).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+from dovetail.errors import UnavailableError
+
+_LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set while the block runs; a second signal ends the process at once.
+
+    Use it in the main thread, inside a running event loop.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def on_signal(number: signal.Signals) -> None:
+        _LOG.info("process.stopping signal=%s", number.name)
+        stop.set()
+        for watched in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(watched)
+            signal.signal(watched, signal.SIG_DFL)
+
+    for watched in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(watched, on_signal, watched)
+    try:
+        yield stop
+    finally:
+        for watched in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(watched)
+
+
+def write_port_file(path: Path, port: int) -> None:
+    """Write the port as decimal text; a reader sees the whole file or none.
+
+    Raises:
+        UnavailableError: The file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(f"{port}\n")
+            Path(name).replace(path)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as exc:
+        raise UnavailableError(f"port file {path} cannot be written: {exc.strerror}") from exc
+
+
+async def until(stop: asyncio.Event, items: AsyncIterator[_T], *, why: str) -> AsyncIterator[_T]:
+    """The items, until the event is set; for streams that would otherwise outlive a server that is stopping.
+
+    Raises:
+        UnavailableError: The event was set first; `why` is its text.
+    """
+    stopped = asyncio.ensure_future(stop.wait())
+    upcoming: asyncio.Future[_T] | None = None
+    try:
+        while True:
+            upcoming = asyncio.ensure_future(anext(items))
+            await asyncio.wait((stopped, upcoming), return_when=asyncio.FIRST_COMPLETED)
+            if not upcoming.done():
+                raise UnavailableError(why)
+            try:
+                item = upcoming.result()
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        stopped.cancel()
+        if upcoming is not None and not upcoming.done():
+            upcoming.cancel()
+            with suppress(asyncio.CancelledError, StopAsyncIteration):
+                await upcoming
+        close = getattr(items, "aclose", None)
+        if close is not None:
+            await close()

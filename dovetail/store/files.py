@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files in and out of a chunk store, in flat memory: a few chunks, whatever the file's size.
+
+What a file means (a model, an artifact) is the manifest's business; here it is bytes, cut at `CHUNK_BYTES`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from dovetail.artifact import CHUNK_BYTES, ChunkRef
+from dovetail.digest import check_digest, sha256_hex
+from dovetail.errors import IntegrityError, NotFoundError
+from dovetail.store.atomic import disk_errors, sync_folder
+from dovetail.store.base import ChunkStore
+
+_IN_FLIGHT = 4  # chunks held at once: enough to overlap the disk's flushes, 4 MiB of memory
+
+
+async def store_file(store: ChunkStore, path: Path) -> tuple[str, int, tuple[ChunkRef, ...]]:
+    """Put a file's chunks; those that are there already are not written again.
+
+    Returns:
+        sha256 of the whole file, its size in bytes, and its chunks in order.
+
+    Raises:
+        UnavailableError: The store does not answer, or the file cannot be read.
+        OverLimitError: No room.
+    """
+    hasher = hashlib.sha256()
+    chunks: list[ChunkRef] = []
+    with disk_errors(f"read {path.name}"):
+        file = await asyncio.to_thread(path.open, "rb")
+    with file:
+        while batch := await asyncio.to_thread(_read_batch, file, path.name, hasher):
+            chunks += [ChunkRef(digest, len(piece)) for digest, piece in batch]
+            pieces = dict(batch)
+            absent = await store.missing(pieces)
+            await asyncio.gather(*(store.put(digest, pieces[digest]) for digest in sorted(absent)))
+    return hasher.hexdigest(), sum(chunk.size_bytes for chunk in chunks), tuple(chunks)
+
+
+async def load_file(store: ChunkStore, chunks: Sequence[ChunkRef], into: Path, digest: str) -> None:
+    """Write a file from its chunks; it gets its name only when every chunk and the whole have been verified.
+
+    Args:
+        store: Where the chunks are.
+        chunks: In order.
+        into: Final name; its folder exists. An existing file is replaced.
+        digest: sha256 of the whole file.
+
+    Raises:
+        NotFoundError: The store lacks a chunk.
+        IntegrityError: A chunk or the file is not what its digest says.
+        UnavailableError: The store does not answer, or the file cannot be written.
+        OverLimitError: The disk is full.
+    """
+    check_digest(digest, f"digest of {into.name}")
+    scratch = into.with_name(f".{secrets.token_hex(8)}.tmp")
+    hasher = hashlib.sha256()
+    with disk_errors(f"write {into.name}"):
+        file = await asyncio.to_thread(scratch.open, "xb")
+    try:
+        with file:
+            for chunk in chunks:
+                piece = await _fetch(store, chunk, into.name)
+                await asyncio.to_thread(_append, file, piece, hasher, into.name)
+            if hasher.hexdigest() != digest:
+                raise IntegrityError(
+                    f"{into.name} has sha256 {hasher.hexdigest()[:12]}…, expected {digest[:12]}…; it was not kept"
+                )
+            await asyncio.to_thread(_finish, file, scratch, into)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+async def _fetch(store: ChunkStore, chunk: ChunkRef, name: str) -> bytes:
+    piece = await store.get(chunk.digest)
+    if piece is None:
+        raise NotFoundError(f"chunk {chunk.digest[:12]}… of {name} is in no tier; build or push it again")
+    if len(piece) != chunk.size_bytes or await asyncio.to_thread(sha256_hex, piece) != chunk.digest:
+        raise IntegrityError(f"chunk {chunk.digest[:12]}… of {name} is not what its digest says; it was not kept")
+    return piece
+
+
+def _read_batch(file: BinaryIO, name: str, hasher: hashlib._Hash) -> list[tuple[str, bytes]]:
+    with disk_errors(f"read {name}"):
+        pieces = [piece for _ in range(_IN_FLIGHT) if (piece := file.read(CHUNK_BYTES))]
+    for piece in pieces:
+        hasher.update(piece)
+    return [(sha256_hex(piece), piece) for piece in pieces]
+
+
+def _append(file: BinaryIO, piece: bytes, hasher: hashlib._Hash, name: str) -> None:
+    hasher.update(piece)
+    with disk_errors(f"write {name}"):
+        file.write(piece)
+
+
+def _finish(file: BinaryIO, scratch: Path, into: Path) -> None:
+    with disk_errors(f"write {into.name}"):
+        file.flush()
+        os.fsync(file.fileno())
+        scratch.replace(into)
+        sync_folder(into.parent)

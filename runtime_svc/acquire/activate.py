@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From verified files to a model that has proven itself on this machine: load, warm up, replay the goldens.
+
+What lives here is the order of the checks before anything can become READY: digests of all files, the contract by this
+machine's own rules, free memory, then load, warm-up and goldens. Nothing that fails one of them is ever served. Where
+files come from and what happens after a failure is the updater's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dovetail.artifact import Manifest
+from dovetail.engines import SessionOptions, create_engine
+from dovetail.engines.base import Session
+from dovetail.engines.goldens import Goldens, read_goldens, replay_goldens
+from dovetail.errors import IncompatibleError, OverLimitError
+from dovetail.fingerprint import Fingerprint
+from dovetail.gate import GateReport
+from runtime_svc.acquire.local_cache import LocalCache, StoredManifest
+from runtime_svc.acquire.negotiate import check_contract
+from runtime_svc.served_model import ModelFacts, ServedModel
+
+_log = logging.getLogger(__name__)
+
+WARM_UP_RUNS = 3
+"""Runs before the goldens: the first allocates, the second may still tune; the third is what callers will see."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What activation must know about this machine.
+
+    Attributes:
+        fingerprint: Judges contracts.
+        threads: Threads that an engine gets for one inference.
+        available_memory_bytes: Free memory at this moment; 0 if that cannot be told.
+    """
+
+    fingerprint: Fingerprint
+    threads: int
+    available_memory_bytes: Callable[[], int]
+
+
+class Activator:
+    """Brings artifacts into service; one activation at a time, so that two never compete for memory.
+
+    Args:
+        cache: Where the files are.
+        machine: Says what machine this is; asked anew for every activation.
+    """
+
+    def __init__(self, cache: LocalCache, machine: Callable[[], Machine]) -> None:
+        self._cache = cache
+        self._machine = machine
+        self._turn = asyncio.Lock()
+
+    async def activate(self, stored: StoredManifest) -> ServedModel:
+        """A model that serves from now on; whoever gets it closes it.
+
+        Raises:
+            IntegrityError: A file on disk is not what the manifest says; it was taken out of the cache.
+            NotFoundError: A file is not on this machine.
+            IncompatibleError: The contract does not fit, or the goldens do not come out right here.
+            OverLimitError: Not enough free memory.
+            UnsupportedError: The engine is unknown or its library not installed.
+            EngineError: The library cannot load or run it.
+            InvalidInputError: The goldens cannot be read.
+        """
+        async with self._turn:
+            machine = self._machine()
+            session = await asyncio.to_thread(self._load_proven, stored.manifest, machine)
+            return ServedModel.start(facts_of(stored.manifest), [session])
+
+    def _load_proven(self, manifest: Manifest, machine: Machine) -> Session:
+        """All checks in order; blocks."""
+        started = time.monotonic()
+        check_contract(manifest, machine.fingerprint)
+        files = self._cache.verify(manifest)
+        check_memory(manifest, machine.available_memory_bytes())
+        verified = time.monotonic()
+        goldens = read_goldens(files[manifest.goldens_file().name])
+        session = _load(manifest, files, machine)
+        try:
+            loaded = time.monotonic()
+            _warm_up(session, goldens)
+            check_goldens(manifest, replay_goldens(session, goldens, manifest.recipe.precision))
+        except BaseException:
+            session.close()
+            raise
+        _log.info(
+            "artifact.proven model=%s version=%d artifact=%s recipe=%s threads=%d"
+            " verify_ms=%.0f load_ms=%.0f goldens_ms=%.0f",
+            manifest.model, manifest.version, manifest.artifact_key[:12], manifest.recipe.name, machine.threads,
+            (verified - started) * 1e3, (loaded - verified) * 1e3, (time.monotonic() - loaded) * 1e3,
+        )  # fmt: skip
+        return session
+
+
+def check_memory(manifest: Manifest, available_bytes: int) -> None:
+    """Make sure that an artifact can be loaded beside what runs already.
+
+    Raises:
+        OverLimitError: Not enough memory is free now.
+    """
+    needed = manifest.contract.min_memory_bytes
+    if needed and available_bytes and needed > available_bytes:
+        raise OverLimitError(
+            f"artifact {manifest.artifact_key[:12]} ({manifest.recipe.name}) needs {needed >> 20} MiB of memory to "
+            f"load, {available_bytes >> 20} MiB are free: stop something else or give this process more"
+        )
+
+
+def check_goldens(manifest: Manifest, report: GateReport) -> None:
+    """Make sure that an artifact computes here what its reference does.
+
+    Raises:
+        IncompatibleError: It does not; the text has the figures.
+    """
+    if not report.passed:
+        raise IncompatibleError(
+            f"artifact {manifest.artifact_key[:12]} ({manifest.recipe.name}) does not reproduce its goldens on "
+            f"this machine: {'; '.join(report.failures[:3])}"
+        )
+
+
+def facts_of(manifest: Manifest) -> ModelFacts:
+    """What the serving core shows and needs of an artifact."""
+    return ModelFacts(
+        name=manifest.model,
+        version=manifest.version,
+        inputs=manifest.inputs,
+        outputs=manifest.outputs,
+        max_batch_size=manifest.max_batch_size,
+        artifact_key=manifest.artifact_key,
+        recipe=manifest.recipe.name,
+        engine=manifest.recipe.engine,
+        device=manifest.recipe.device,
+        labels={**manifest.labels, "precision": manifest.recipe.precision},
+    )
+
+
+def _load(manifest: Manifest, files: Mapping[str, Path], machine: Machine) -> Session:
+    contract = manifest.contract
+    options = SessionOptions(
+        threads=machine.threads,
+        device=contract.device,
+        precision=contract.precision,
+        details=contract.details,
+        cpu_features=machine.fingerprint.facts.cpu_features,
+    )
+    wanted = {entry.name: files[entry.name] for entry in manifest.files if entry.role == "model"}
+    return create_engine(contract.engine).load(wanted, options)
+
+
+def _warm_up(session: Session, goldens: Goldens) -> None:
+    for _ in range(WARM_UP_RUNS):
+        session.run(goldens.runs[0].inputs)

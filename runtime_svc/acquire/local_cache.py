@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this machine keeps on disk: verified files, files on their way, and manifests, all named by digest.
+
+    <root>/cas/sha256/ab/<digest>     whole files, read-only
+    <root>/partial/<digest>/          files being fetched (see `partial.py`)
+    <root>/manifests/<digest>         canonical manifests, byte for byte as they came
+
+No name that came from outside is ever a file name. Space is reserved before the first byte is fetched, and only files
+that nobody needs are evicted: never those of an artifact that serves, of the previous one, or of one on its way.
+Which artifacts those are is said by the slot journals (`slots.py`); this file does not know models. All methods block
+(call them off the event loop) and are thread-safe.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dovetail.artifact import MAX_MANIFEST_BYTES, FileEntry, Manifest
+from dovetail.digest import DIGEST_PATTERN, check_digest, sha256_file, sha256_hex
+from dovetail.errors import DovetailError, IntegrityError, NotFoundError, OverLimitError
+from runtime_svc.acquire.durable import TEMPORARY_SUFFIX, disk_errors, make_dir, write_durable
+from runtime_svc.acquire.partial import PartialFile, adopt_damaged_file
+
+_log = logging.getLogger(__name__)
+
+KEEP_FREE_BYTES = 16 << 20
+"""Left free on the disk for journals, logs and the rest of the system."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredManifest:
+    """A manifest with the digest of its bytes, under which the machine keeps it."""
+
+    manifest: Manifest
+    digest: str
+
+
+class LocalCache:
+    """The machine's store of artifacts.
+
+    Args:
+        root: Directory that only this process writes.
+        quota_bytes: Most that files and partial files may take together; 0: as much as the disk has.
+        free_bytes: Free bytes of the disk under a path.
+        keep_free_bytes: Never fill the disk further than this.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        quota_bytes: int = 0,
+        free_bytes: Callable[[Path], int] | None = None,
+        keep_free_bytes: int = KEEP_FREE_BYTES,
+    ) -> None:
+        self._files = root / "cas" / "sha256"
+        self._partials = root / "partial"
+        self._manifests = root / "manifests"
+        self._quota_bytes = quota_bytes
+        self._free_bytes = free_bytes or _disk_free_bytes
+        self._keep_free_bytes = keep_free_bytes
+        self._lock = threading.Lock()
+        self._held: dict[str, int] = {}
+        for folder in (self._files, self._partials, self._manifests):
+            make_dir(folder)
+        _remove_leftovers(root)
+
+    def put_manifest(self, data: bytes) -> StoredManifest:
+        """Keep a manifest; its bytes are what its digest names.
+
+        Raises:
+            InvalidInputError: Not a manifest.
+            OverLimitError: The disk is full.
+        """
+        stored = StoredManifest(Manifest.from_bytes(data), sha256_hex(data))
+        path = self._manifests / stored.digest
+        try:
+            same = path.read_bytes() == data
+        except FileNotFoundError:
+            same = False
+        if not same:
+            write_durable(path, data)
+        return stored
+
+    def manifest(self, digest: str) -> StoredManifest:
+        """A manifest that was kept.
+
+        Raises:
+            NotFoundError: It is not here.
+            IntegrityError: Its bytes changed on disk; it is removed.
+        """
+        path = self._manifests / check_digest(digest, "manifest digest")
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_MANIFEST_BYTES + 1)
+        except FileNotFoundError:
+            raise NotFoundError(f"manifest {digest[:12]} is not on this machine") from None
+        if sha256_hex(data) != digest:
+            path.unlink(missing_ok=True)
+            raise IntegrityError(f"manifest {digest[:12]} changed on disk; it was removed and will be fetched again")
+        return StoredManifest(Manifest.from_bytes(data), digest)
+
+    def path(self, digest: str) -> Path:
+        """Where the file with that digest is, or would be."""
+        return self._files / check_digest(digest)[:2] / digest
+
+    def has(self, entry: FileEntry) -> bool:
+        """True if the file is here with the right size; its content is checked by `verify`."""
+        try:
+            return self.path(entry.digest).stat().st_size == entry.size_bytes
+        except FileNotFoundError:
+            return False
+
+    def verify(self, manifest: Manifest) -> dict[str, Path]:
+        """Hash every file of an artifact and say where they are.
+
+        Returns:
+            Name in the manifest -> verified file.
+
+        Raises:
+            NotFoundError: A file is not here.
+            IntegrityError: A file is not what the manifest says. It is taken out of the store, so nothing can load it,
+                and what is still right of it saves fetching those chunks again.
+        """
+        return {entry.name: self._verify_file(entry) for entry in manifest.files}
+
+    def _verify_file(self, entry: FileEntry) -> Path:
+        path = self.path(entry.digest)
+        if not path.exists():
+            raise NotFoundError(f"file {entry.name} ({entry.digest[:12]}) is not on this machine")
+        with disk_errors(f"read file {entry.name}"):
+            if self.has(entry) and sha256_file(path) == entry.digest:
+                return path
+        adopt_damaged_file(path, self._partials / entry.digest, entry)
+        _log.warning("cache.file_damaged file=%s digest=%s", entry.name, entry.digest)
+        raise IntegrityError(f"file {entry.name} ({entry.digest[:12]}) changed on disk; it will be fetched again")
+
+    def open_partial(self, entry: FileEntry) -> PartialFile:
+        """The file on its way, with whatever was fetched before.
+
+        Raises:
+            OverLimitError: No room.
+        """
+        return PartialFile(self._partials / check_digest(entry.digest), entry)
+
+    @contextmanager
+    def hold(self, digest: str) -> Iterator[None]:
+        """Protect the artifact of that manifest from eviction while it is being acquired or tried."""
+        with self._lock:
+            self._held[digest] = self._held.get(digest, 0) + 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held[digest] -= 1
+                if not self._held[digest]:
+                    del self._held[digest]
+
+    def reserve(self, stored: StoredManifest, keep: Iterable[str]) -> None:
+        """Allocate room for all files of an artifact that are not here, evicting what nobody needs.
+
+        Args:
+            stored: The artifact.
+            keep: Digests of the manifests that serve or are kept for rollback.
+
+        Raises:
+            OverLimitError: There is no room even so; says how much is missing and what to do. Nothing is left behind.
+        """
+        with self._lock:
+            wanted = [entry for entry in stored.manifest.files if not self.has(entry)]
+            new_bytes = sum(max(0, entry.size_bytes - self._allocated_bytes(entry)) for entry in wanted)
+            if new_bytes > self._room_bytes():
+                self._evict(new_bytes, {stored.digest, *keep, *self._held})
+            room = self._room_bytes()
+            if new_bytes > room:
+                raise OverLimitError(self._no_room(stored.manifest, new_bytes, room))
+            self._allocate(wanted)
+
+    def collect(self, keep: Iterable[str]) -> None:
+        """Remove files, partial files and manifests that belong to none of those manifests and are not held."""
+        with self._lock:
+            self._evict(None, {*keep, *self._held})
+
+    def _allocate(self, wanted: list[FileEntry]) -> None:
+        fresh = [entry for entry in wanted if not (self._partials / entry.digest).exists()]
+        try:
+            for entry in wanted:
+                self.open_partial(entry).close()
+        except DovetailError:
+            for entry in fresh:
+                shutil.rmtree(self._partials / entry.digest, ignore_errors=True)
+            raise
+
+    def _room_bytes(self) -> int:
+        room = self._free_bytes(self._files) - self._keep_free_bytes
+        if self._quota_bytes:
+            room = min(room, self._quota_bytes - self._used_bytes())
+        return max(0, room)
+
+    def _used_bytes(self) -> int:
+        return sum(_size_bytes(path) for path in (*self._stored_files(), *self._partials.glob("*/data")))
+
+    def _allocated_bytes(self, entry: FileEntry) -> int:
+        return _size_bytes(self._partials / entry.digest / "data")
+
+    def _no_room(self, manifest: Manifest, needed: int, room: int) -> str:
+        limit = (
+            f"its quota is {self._quota_bytes} bytes (DOVETAIL_CACHE_BYTES)"
+            if self._quota_bytes
+            else "the disk is full"
+        )
+        return (
+            f"artifact {manifest.artifact_key[:12]} of model {manifest.model} needs {needed} bytes more in the local "
+            f"cache and {room} are free after evicting all that is not in use: {limit}; "
+            f"free {needed - room} bytes on the disk of the data directory or raise the quota"
+        )
+
+    def _evict(self, until_bytes: int | None, keep: set[str]) -> None:
+        """Remove what no kept manifest names, oldest first, until that many bytes are free (None: all of it)."""
+        needed = self._digests_of(keep)
+        for path in sorted(self._evictable(needed), key=_modified):
+            if until_bytes is not None and self._room_bytes() >= until_bytes:
+                return
+            size_bytes = _size_bytes(path / "data") if path.is_dir() else _size_bytes(path)
+            with disk_errors("remove a file"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            _log.info("cache.evicted digest=%s size_bytes=%d", path.name, size_bytes)
+        for path in self._manifests.iterdir():
+            if DIGEST_PATTERN.fullmatch(path.name) and path.name not in keep:
+                path.unlink(missing_ok=True)
+
+    def _evictable(self, needed: set[str]) -> list[Path]:
+        return [path for path in (*self._stored_files(), *self._partials.iterdir()) if path.name not in needed]
+
+    def _digests_of(self, manifests: set[str]) -> set[str]:
+        digests: set[str] = set()
+        for digest in manifests:
+            try:
+                digests.update(entry.digest for entry in self.manifest(digest).manifest.files)
+            except DovetailError as exc:
+                _log.warning("cache.manifest_unreadable digest=%s reason=%s", digest, exc)
+        return digests
+
+    def _stored_files(self) -> Iterator[Path]:
+        return self._files.glob("*/*")
+
+
+def _disk_free_bytes(path: Path) -> int:
+    stats = os.statvfs(path)
+    return stats.f_bavail * stats.f_frsize
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _modified(path: Path) -> float:
+    return path.stat().st_mtime
+
+
+def _remove_leftovers(root: Path) -> None:
+    for path in root.rglob(f"*{TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)

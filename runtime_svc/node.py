@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole node: the inference server, the models, the way to the compiler service, put together and run.
+
+Used by `python -m runtime_svc` and by the edge agent, which are the same thing with other defaults. The order matters:
+the server answers first (live, not ready), then what is on disk serves, and only then the network is used; so a node
+starts just as well alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import grpc.aio
+
+from dovetail.errors import UnavailableError
+from dovetail.rpc.channel import ChannelOptions, open_channel
+from dovetail.rpc.server import RpcServer
+from runtime_svc.acquire.activate import Activator
+from runtime_svc.acquire.backoff import Backoff
+from runtime_svc.acquire.durable import disk_errors, make_dir
+from runtime_svc.acquire.fetch import ChunkFetcher
+from runtime_svc.acquire.local_cache import LocalCache
+from runtime_svc.acquire.machine import MachineFacts
+from runtime_svc.acquire.negotiate import OfferClient, Wish
+from runtime_svc.acquire.roster import Roster
+from runtime_svc.acquire.slots import SlotStore
+from runtime_svc.acquire.updater import Tools
+from runtime_svc.node_report import NodeIdentity, NodeReporter, address_towards
+from runtime_svc.repository import Repository
+from runtime_svc.server import start_inference_server
+from runtime_svc.settings import NodeSettings
+
+_log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 8 << 20
+"""From the compiler service: chunks and manifests have at most 1 MiB, an offer with many assessments some 100 KiB."""
+
+EVERYWHERE = ("0.0.0.0", "[::]")  # noqa: S104 - compared with, not bound to
+
+
+async def run_node(settings: NodeSettings, stop: asyncio.Event, on_started: Callable[[], None] = lambda: None) -> None:
+    """Serve until `stop` is set.
+
+    Args:
+        settings: Of this node.
+        stop: Ends it.
+        on_started: Called once what is on disk serves, before the network is used.
+
+    Raises:
+        UnavailableError: The address or the data directory is taken.
+    """
+    with locked(settings.data_dir):
+        async with open_channel(settings.compiler, ChannelOptions(max_message_bytes=MAX_MESSAGE_BYTES)) as channel:
+            await _Node(settings, channel).run(stop, on_started)
+
+
+class _Node:
+    def __init__(self, settings: NodeSettings, channel: grpc.aio.Channel) -> None:
+        self._settings = settings
+        self._channel = channel
+        self._repository = Repository()
+        self._machine = MachineFacts(settings.data_dir / "fingerprint.json", threads=settings.threads)
+        cache = LocalCache(settings.data_dir, quota_bytes=settings.cache_bytes)
+        wish = Wish(settings.node, settings.objective, settings.accuracy_floor, settings.order_builds)
+        tools = Tools(
+            offers=OfferClient(channel, wish),
+            fetcher=ChunkFetcher(channel, cache),
+            cache=cache,
+            slots=SlotStore(settings.data_dir / "slots"),
+            activator=Activator(cache, self._machine.current),
+            repository=self._repository,
+            fingerprint=lambda: self._machine.fingerprint,
+            reconnect=lambda: Backoff(base_s=0.5, cap_s=settings.reconnect_cap_s),
+        )
+        self._reporter: NodeReporter | None = None
+        self._roster = Roster(settings.models, tools, poll_s=settings.model_poll_s, on_change=self._notice_change)
+
+    async def run(self, stop: asyncio.Event, on_started: Callable[[], None]) -> None:
+        await self._roster.announce()
+        async with self._servers() as rpc:
+            work = asyncio.create_task(self._work(rpc.port, on_started))
+            stopping = asyncio.create_task(stop.wait())
+            try:
+                await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (work, stopping):
+                    task.cancel()
+                results = await asyncio.gather(work, stopping, return_exceptions=True)
+        if isinstance(results[0], Exception):
+            raise results[0]
+
+    async def _work(self, port: int, on_started: Callable[[], None]) -> None:
+        known = await self._machine.look()
+        if not known:
+            await self._machine.measure()
+        await self._roster.start_from_disk()
+        _log.info("node.started node=%s port=%d models=%d", self._settings.node, port, len(self._repository.serving()))
+        on_started()
+        if known:
+            await self._machine.measure()
+        reporter = self._reporter = NodeReporter(
+            self._channel,
+            NodeIdentity(self._settings.node, self._settings.role, await self._address(port)),
+            fingerprint=lambda: self._machine.fingerprint,
+            updaters=lambda: self._roster.updaters,
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._roster.run())
+            group.create_task(reporter.run())
+
+    @asynccontextmanager
+    async def _servers(self) -> AsyncIterator[RpcServer]:
+        settings = self._settings
+        with self._metrics_server():
+            rpc = await start_inference_server(
+                self._repository,
+                address=settings.address,
+                control=self._roster,
+                advice="choose another with --address or DOVETAIL_ADDRESS",
+                port_file=settings.port_file,
+            )
+            try:
+                yield rpc
+            finally:
+                await rpc.stop(settings.grace_s)
+                await self._repository.close()
+                _log.info("node.stopped node=%s", settings.node)
+
+    @contextmanager
+    def _metrics_server(self) -> Iterator[None]:
+        if not self._settings.metrics:
+            yield
+            return
+        from runtime_svc.metrics import (
+            start_metrics_server,
+        )  # an edge agent without metrics need not load an HTTP server
+
+        host, _, port = self._settings.metrics.rpartition(":")
+        server = start_metrics_server(self._repository, host.strip("[]"), int(port))
+        try:
+            yield
+        finally:
+            server.close()
+
+    async def _address(self, port: int) -> str:
+        if self._settings.advertise:
+            return self._settings.advertise
+        host = self._settings.address.rpartition(":")[0]
+        if host in EVERYWHERE:
+            return await asyncio.to_thread(address_towards, self._settings.compiler, port)
+        return f"{host}:{port}"
+
+    def _notice_change(self) -> None:
+        if self._reporter is not None:
+            self._reporter.notice_change()
+
+
+@contextmanager
+def locked(data_dir: Path) -> Iterator[None]:
+    """Own the data directory while the block runs; the kernel releases it if the process dies.
+
+    Raises:
+        UnavailableError: Another process owns it, or it cannot be written.
+    """
+    make_dir(data_dir)
+    with disk_errors("open the lock file"):
+        descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UnavailableError(
+                "another node uses this data directory; give each its own with --data-dir or DOVETAIL_DATA_DIR"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Named parameters of requests, tensors and repository calls: which are known, and of which type.
+
+Unknown `triton_*` names are refused, as Triton does; other unknown names are the caller's own and are let through
+without effect. What a parameter does is said where it is used.
+
+Source: Triton Inference Server, parameters and schedule policy extensions; texts of its gRPC front end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dovetail.errors import InvalidInputError, UnsupportedError
+from dovetail.pb import oip
+
+EMPTY_FINAL_RESPONSE = "triton_enable_empty_final_response"
+
+_TYPES: Mapping[str, tuple[str, ...]] = {
+    "sequence_id": ("int64_param", "string_param"),
+    "sequence_start": ("bool_param",),
+    "sequence_end": ("bool_param",),
+    "priority": ("int64_param", "uint64_param"),
+    "timeout": ("int64_param",),
+    EMPTY_FINAL_RESPONSE: ("bool_param",),
+}
+_CUSTOM_TYPES = ("int64_param", "bool_param", "string_param", "double_param")
+_SHARED_MEMORY = "shared_memory_"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """Parameters of an inference request that have an effect here.
+
+    Attributes:
+        queue_timeout_s: Longest wait in the queue; None: as long as the caller waits.
+    """
+
+    queue_timeout_s: float | None = None
+
+
+def read_request_options(parameters: Mapping[str, oip.InferParameter]) -> RequestOptions:
+    """Check the parameters of a request and read those that matter.
+
+    `triton_enable_empty_final_response` is accepted and changes nothing: every request has exactly one reply here,
+    and that is marked as final. `priority` and `sequence_*` have no effect on models without them, as in Triton.
+
+    Raises:
+        InvalidInputError: One has a value of the wrong type or range, or a reserved name.
+    """
+    for name, value in parameters.items():
+        _check_type(name, value)
+    timeout_us = parameters["timeout"].int64_param if "timeout" in parameters else 0
+    if timeout_us < 0:
+        raise InvalidInputError(f"invalid value for 'timeout', expected value >= 0, got {timeout_us}")
+    return RequestOptions(queue_timeout_s=timeout_us / 1e6 if timeout_us else None)
+
+
+def check_tensor_parameters(tensor: str, parameters: Mapping[str, oip.InferParameter]) -> None:
+    """Refuse what would change a tensor's meaning and is not served here.
+
+    Raises:
+        UnsupportedError: Shared memory or classification is asked for.
+    """
+    for name in parameters:
+        if name.startswith(_SHARED_MEMORY):
+            raise UnsupportedError(
+                f"tensor '{tensor}' is in shared memory, which is not supported here; send its bytes"
+            )
+        if name == "classification":
+            raise UnsupportedError(
+                f"classification of output '{tensor}' is not supported here; ask for the output itself"
+            )
+
+
+def read_load_version(parameters: Mapping[str, oip.ModelRepositoryParameter]) -> int | None:
+    """The version that a load request names, None for the newest.
+
+    Raises:
+        InvalidInputError: There is any other parameter, or the version is not a positive number.
+    """
+    for name, value in parameters.items():
+        if name != "dovetail_version":
+            raise InvalidInputError(f"unrecognized load parameter '{name[:80]}', expected 'dovetail_version'")
+        if value.WhichOneof("parameter_choice") != "int64_param" or value.int64_param < 1:
+            raise InvalidInputError("invalid value for 'dovetail_version', expected int64_param >= 1.")
+        return value.int64_param
+    return None
+
+
+def check_unload_parameters(parameters: Mapping[str, oip.ModelRepositoryParameter]) -> None:
+    """Accept `unload_dependents`, which has nothing to do here, and nothing else.
+
+    Raises:
+        InvalidInputError: There is another parameter, or it is not a bool.
+    """
+    for name, value in parameters.items():
+        if name != "unload_dependents":
+            raise InvalidInputError(f"unrecognized unload parameter '{name[:80]}', expected 'unload_dependents'")
+        if value.WhichOneof("parameter_choice") != "bool_param":
+            raise InvalidInputError("invalid value type for 'unload_dependents' parameter, expected bool_param.")
+
+
+def _check_type(name: str, value: oip.InferParameter) -> None:
+    if name.startswith("triton_") and name not in _TYPES:
+        raise InvalidInputError(
+            "parameter keys starting with 'triton_' are reserved for Triton usage. Only the following keys starting"
+            f" with 'triton_' are allowed: {EMPTY_FINAL_RESPONSE}"
+        )
+    allowed = _TYPES.get(name, _CUSTOM_TYPES)
+    choice = value.WhichOneof("parameter_choice")
+    if choice not in allowed:
+        raise InvalidInputError(f"invalid value type for '{name[:80]}' parameter, expected {' or '.join(allowed)}.")
+    if name == "priority" and choice == "int64_param" and value.int64_param < 0:
+        raise InvalidInputError("invalid value for 'priority', expected value >= 0.")

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which models are in service, in which version and state, and the swap from one artifact to the next.
+
+A version is found, loaded and verified elsewhere (the acquire layer), which tells the repository how that goes. The
+repository's own promise is that a request finds a model that stays open until the request is done, and that a version
+which serves goes on serving until something better is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from dovetail.clock import Clock
+from dovetail.errors import InvalidInputError, NotFoundError, UnavailableError
+from runtime_svc.served_model import ServedModel
+from runtime_svc.statistics import ModelStatistics
+
+_log = logging.getLogger(__name__)
+UNLOADED = "unloaded"
+
+
+class ModelState(StrEnum):
+    """State of a version, in the protocol's words."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+class ModelControl(Protocol):
+    """Takes models into and out of service on a caller's demand; the acquire layer is one."""
+
+    async def load(self, name: str, version: int | None) -> None:
+        """Have that model (its newest version if None) in service when this returns.
+
+        Raises:
+            DovetailError: It could not be; what served before still serves.
+        """
+        ...
+
+    async def unload(self, name: str) -> None:
+        """Have no version of that model in service when this returns.
+
+        Raises:
+            NotFoundError: It is not known here.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One version as RepositoryIndex shows it."""
+
+    name: str
+    version: int
+    state: ModelState
+    reason: str
+
+
+@dataclass(slots=True)
+class _Slot:
+    statistics: ModelStatistics
+    state: ModelState = ModelState.LOADING
+    reason: str = ""
+    model: ServedModel | None = None
+
+
+class Repository:
+    """Models by name and version. Belongs to one event loop.
+
+    Args:
+        clock: For the statistics of its models.
+    """
+
+    def __init__(self, *, clock: Clock | None = None) -> None:
+        self._clock = clock
+        self._slots: dict[str, dict[int, _Slot]] = {}
+        self._listeners: list[Callable[[str], None]] = []
+        self._closing: set[asyncio.Task[None]] = set()
+        self._open = True
+
+    def add_listener(self, on_change: Callable[[str], None]) -> None:
+        """Have `on_change` called with a model's name after any change of its versions' states."""
+        self._listeners.append(on_change)
+
+    def begin_loading(self, name: str, version: int, reason: str = "") -> None:
+        """Show the version as LOADING; one that serves is left as it is."""
+        slot = self._slot(name, version)
+        if slot.model is None:
+            slot.state, slot.reason = ModelState.LOADING, reason
+            self._notify(name)
+
+    def fail_loading(self, name: str, version: int, reason: str) -> None:
+        """Show the version as UNAVAILABLE for that reason; one that serves goes on serving."""
+        slot = self._slot(name, version)
+        if slot.model is None:
+            slot.state, slot.reason = ModelState.UNAVAILABLE, reason
+            self._notify(name)
+
+    def remark(self, name: str, version: int, text: str) -> None:
+        """Show a text beside a version that serves (why something better does not); "" takes it back."""
+        slot = self._slot(name, version)
+        if slot.model is not None and slot.reason != text:
+            slot.reason = text
+            self._notify(name)
+
+    def install(self, model: ServedModel) -> None:
+        """Serve this model for its name and version, at once for every request that comes after.
+
+        The one it replaces finishes what it has and is then closed in the background (`drained` waits for that).
+
+        Raises:
+            UnavailableError: The repository is closed.
+        """
+        if not self._open:
+            raise UnavailableError("the server is shutting down and takes no more models")
+        facts = model.facts
+        slot = self._slot(facts.name, facts.version)
+        replaced, slot.model = slot.model, model
+        slot.state, slot.reason = ModelState.READY, ""
+        model.statistics = slot.statistics
+        _log.info(
+            "model.installed model=%s version=%d artifact=%s recipe=%s", facts.name, facts.version,
+            facts.artifact_key[:12], facts.recipe,
+        )  # fmt: skip
+        if replaced is not None:
+            self._close_later(replaced)
+        self._notify(facts.name)
+
+    async def unload(self, name: str, version: int | None = None) -> None:
+        """Take a version (all of them if None) out of service; returns when requests in flight are done.
+
+        Raises:
+            NotFoundError: There is no such model or version.
+        """
+        versions = self._versions(name) if version is None else {version: self._known(name, version)}
+        leaving: list[tuple[_Slot, ServedModel | None]] = []
+        for slot in versions.values():
+            leaving.append((slot, slot.model))
+            slot.model, slot.state, slot.reason = None, ModelState.UNLOADING, ""
+        self._notify(name)
+        await asyncio.gather(*(model.close() for _, model in leaving if model is not None))
+        for slot, _ in leaving:
+            if slot.state is ModelState.UNLOADING:  # unless something was installed there meanwhile
+                slot.state, slot.reason = ModelState.UNAVAILABLE, UNLOADED
+                slot.statistics = ModelStatistics(self._clock)
+        self._notify(name)
+        _log.info("model.unloaded model=%s versions=%d", name, len(leaving))
+
+    def resolve(self, name: str, version_text: str = "") -> ServedModel:
+        """The model that answers for that name and version; the newest that serves if the text is empty.
+
+        Raises:
+            InvalidInputError: The version is not a number.
+            NotFoundError: There is no such model or version, or none of its versions serves.
+            UnavailableError: That version does not serve now.
+
+        Source: texts and codes of Triton's model lifecycle.
+        """
+        versions = self._versions(name)
+        if version_text:
+            version = parse_version(version_text)
+            slot = self._known(name, version)
+            if slot.model is None:
+                raise UnavailableError(f"Request for unknown model: '{name}' version {version} is not at ready state")
+            return slot.model
+        for version in sorted(versions, reverse=True):
+            model = versions[version].model
+            if model is not None:
+                return model
+        raise NotFoundError(f"Request for unknown model: '{name}' has no available versions")
+
+    @contextmanager
+    def lease(self, name: str, version_text: str = "") -> Iterator[ServedModel]:
+        """`resolve`, and keep the model open until the block ends, whatever is installed meanwhile."""
+        model = self.resolve(name, version_text)
+        with model.lease():
+            yield model
+
+    def serves(self, name: str, version_text: str = "") -> bool:
+        """True if `resolve` would find it.
+
+        Raises:
+            InvalidInputError: The version is not a number.
+        """
+        try:
+            self.resolve(name, version_text)
+        except (NotFoundError, UnavailableError):
+            return False
+        return True
+
+    def ready(self) -> bool:
+        """True while open and every model that is wanted (not unloaded on purpose) has a version that serves."""
+        return self._open and all(
+            any(slot.model is not None for slot in versions.values())
+            or all(slot.reason == UNLOADED for slot in versions.values())
+            for versions in self._slots.values()
+        )
+
+    def index(self) -> list[IndexEntry]:
+        """All versions, by name and number."""
+        return [
+            IndexEntry(name, version, slot.state, slot.reason)
+            for name, versions in sorted(self._slots.items())
+            for version, slot in sorted(versions.items())
+        ]
+
+    def serving(self) -> list[ServedModel]:
+        """All models in service, by name and version; unlike the rest, it may be called from any thread.
+
+        `sorted` copies a dict's items in one step, so a change by the loop cannot come in between.
+        """
+        return [
+            slot.model
+            for _, versions in sorted(self._slots.items())
+            for _, slot in sorted(versions.items())
+            if slot.model is not None
+        ]
+
+    async def drained(self) -> None:
+        """Wait until every model that was replaced so far is closed."""
+        await asyncio.gather(*self._closing)
+
+    async def close(self) -> None:
+        """Take everything out of service; returns when all requests are done and all sessions freed."""
+        self._open = False
+        for name in list(self._slots):
+            await self.unload(name)
+        await self.drained()
+
+    def _slot(self, name: str, version: int) -> _Slot:
+        versions = self._slots.setdefault(name, {})
+        if version not in versions:
+            versions[version] = _Slot(ModelStatistics(self._clock))
+        return versions[version]
+
+    def _versions(self, name: str) -> dict[int, _Slot]:
+        try:
+            return self._slots[name]
+        except KeyError:
+            raise NotFoundError(f"Request for unknown model: '{name}' is not found") from None
+
+    def _known(self, name: str, version: int) -> _Slot:
+        try:
+            return self._versions(name)[version]
+        except KeyError:
+            raise NotFoundError(f"Request for unknown model: '{name}' version {version} is not found") from None
+
+    def _close_later(self, model: ServedModel) -> None:
+        task = asyncio.get_running_loop().create_task(model.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def _notify(self, name: str) -> None:
+        for listener in self._listeners:
+            listener(name)
+
+
+def parse_version(text: str) -> int:
+    """Number of a version as the protocol writes it.
+
+    Raises:
+        InvalidInputError: It is not a non-negative decimal number.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise InvalidInputError(
+            f"failed to get model version from specified version string '{text[:40]}',"
+            " version should be an integral value > 0"
+        )
+    return int(text)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inference server: the protocol's servicer, health for the whole and for each model, reflection, on one port."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from grpc_health.v1 import health_pb2
+
+from dovetail.clock import Clock
+from dovetail.pb import oip
+from dovetail.rpc.server import RpcServer, ServerOptions
+from runtime_svc.protocol.servicer import InferenceServicer
+from runtime_svc.repository import ModelControl, Repository
+
+MAX_MESSAGE_BYTES = 256 << 20  # gRPC's own 4 MiB would refuse ordinary image batches; clients allow up to 2 GiB
+
+
+async def start_inference_server(
+    repository: Repository,
+    *,
+    address: str,
+    control: ModelControl | None = None,
+    options: ServerOptions | None = None,
+    clock: Clock | None = None,
+    advice: str = "choose another port",
+    port_file: Path | None = None,
+) -> RpcServer:
+    """Serve a repository; its models may come and go while the server runs.
+
+    Health has the overall name "", the service's name (both SERVING while the repository is ready) and each model's.
+
+    Args:
+        repository: Stays the caller's: close it after the server is stopped.
+        address: `host:port`; port 0 takes a free one.
+        control: Loads and unloads models for callers; None refuses both.
+        options: Limits; messages up to 256 MiB by default.
+        clock: Judges deadlines; the models must use the same.
+        advice: What to do if the port is taken.
+        port_file: If given, the port is written there once the server answers.
+
+    Raises:
+        InvalidInputError: The address is malformed.
+        UnavailableError: It cannot be bound.
+    """
+    rpc = RpcServer(options or ServerOptions(max_message_bytes=MAX_MESSAGE_BYTES))
+    servicer = InferenceServicer(repository, control=control, clock=clock)
+    rpc.server.add_generic_rpc_handlers((oip.generic_handler(servicer),))
+    rpc.serve(oip.SERVICE, pool=oip.pool())
+    await rpc.start(address, advice=advice, port_file=port_file)
+    mirror = HealthMirror(rpc, repository)
+    await mirror.show_all()
+    repository.add_listener(mirror.on_change)
+    return rpc
+
+
+class HealthMirror:
+    """Keeps grpc.health.v1 equal to a repository's state. Belongs to the server's event loop."""
+
+    def __init__(self, rpc: RpcServer, repository: Repository) -> None:
+        self._rpc = rpc
+        self._repository = repository
+        self._updates: set[asyncio.Task[None]] = set()
+
+    def on_change(self, name: str) -> None:
+        """Show a model's state, and what it means for the whole, as soon as the loop gets to it."""
+        update = asyncio.get_running_loop().create_task(self._show(name))
+        self._updates.add(update)
+        update.add_done_callback(self._updates.discard)
+
+    async def show_all(self) -> None:
+        """Show the state of everything."""
+        for name in {entry.name for entry in self._repository.index()}:
+            await self._show_model(name)
+        await self._show_whole()
+
+    async def _show(self, name: str) -> None:
+        await self._show_model(name)
+        await self._show_whole()
+
+    async def _show_model(self, name: str) -> None:
+        await self._rpc.health.set(name, _status(self._repository.serves(name)))
+
+    async def _show_whole(self) -> None:
+        for name in ("", oip.SERVICE):
+            await self._rpc.health.set(name, _status(self._repository.ready()))
+
+
+def _status(serving: bool) -> int:
+    status = health_pb2.HealthCheckResponse
+    return int(status.SERVING if serving else status.NOT_SERVING)

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real compiler service, and on request a real worker, in this process on a real Redis and a free port.
+
+Nothing here is a fake but the place: stores, gRPC, child processes and backends are those of production.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+
+from compiler_svc.backends import all_backends
+from compiler_svc.jobs.base import Lease
+from compiler_svc.server import serving
+from compiler_svc.settings import CompilerSettings
+from compiler_svc.storage import Storage, open_storage
+from compiler_svc.worker.build_spec import ChildLimits
+from compiler_svc.worker.capabilities import worker_record
+from compiler_svc.worker.leased_build import BuildOptions, BuildRunner, LeasedBuild
+from compiler_svc.worker.loop import LoopOptions, WorkerLoop
+from compiler_svc.worker.sandbox import run_build
+from dovetail.clock import SystemClock
+from dovetail.fingerprint import Fingerprint
+from dovetail.pb.v1 import compiler_pb2, registry_pb2, types_pb2
+from dovetail.pb.v1.artifacts_pb2_grpc import ArtifactCacheStub
+from dovetail.pb.v1.compiler_pb2_grpc import CompilerStub
+from dovetail.pb.v1.fleet_pb2_grpc import FleetStub
+from dovetail.pb.v1.registry_pb2_grpc import ModelRegistryStub
+from dovetail.pb.v1.storage_pb2 import ModelRecord, StoredFile, WorkerRecord
+from dovetail.rpc.channel import open_channel
+from dovetail.store.files import store_file
+from dovetail.wire import chunk_message
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+ROLES = {
+    "model": registry_pb2.FILE_ROLE_MODEL,
+    "external": registry_pb2.FILE_ROLE_EXTERNAL_DATA,
+    "calibration": registry_pb2.FILE_ROLE_CALIBRATION,
+    "validation": registry_pb2.FILE_ROLE_VALIDATION,
+}
+Request = registry_pb2.PushModelRequest
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A running compiler service and stubs for it."""
+
+    settings: CompilerSettings
+    storage: Storage
+    port: int
+    channel: grpc.aio.Channel
+    models: Any
+    compiler: Any
+    artifacts: Any
+    fleet: Any
+
+    @property
+    def scratch(self) -> Path:
+        return self.settings.scratch
+
+    async def push(self, name: str, *files: tuple[str, bytes], **policy: Any) -> registry_pb2.PushModelResponse:
+        return await self.models.PushModel(push_requests(name, files, **policy))
+
+    async def push_digits(self, name: str = "digits", *, calibration: bool = True) -> registry_pb2.PushModelResponse:
+        files = [("model", (DIGITS / "digits.onnx").read_bytes())]
+        if calibration:
+            files.append(("calibration", (DIGITS / "calibration.npz").read_bytes()))
+        files.append(("validation", (DIGITS / "validation.npz").read_bytes()))
+        return await self.push(name, *files)
+
+    async def compile(self, model: str, *recipes: str, **fields: Any) -> list[compiler_pb2.BuildEvent]:
+        request = compiler_pb2.CompileRequest(model=model, recipes=recipes, **fields)
+        return [event async for event in self.compiler.Compile(request)]
+
+
+@asynccontextmanager
+async def compiler_mesh(redis_url: str, root: Path, **environ: str) -> AsyncIterator[Mesh]:
+    """Run the service with its data below `root`; `environ` holds further DOVETAIL_* settings."""
+    settings = CompilerSettings.from_env(
+        {
+            "DOVETAIL_REDIS_URL": redis_url,
+            "DOVETAIL_DATA_DIR": str(root / "data"),
+            "DOVETAIL_SCRATCH_DIR": str(root / "scratch"),
+            "DOVETAIL_COMPILER_ADDRESS": "127.0.0.1:0",
+            "DOVETAIL_STOP_GRACE_S": "0",
+            **environ,
+        }
+    )
+    storage = open_storage(settings.store, lease_s=4.0)
+    try:
+        async with serving(settings, storage, SystemClock()) as rpc, open_channel(f"127.0.0.1:{rpc.port}") as channel:
+            yield Mesh(
+                settings, storage, rpc.port, channel,
+                ModelRegistryStub(channel), CompilerStub(channel), ArtifactCacheStub(channel), FleetStub(channel),
+            )  # fmt: skip
+    finally:
+        await storage.redis.aclose()
+
+
+async def run_child(directory: Path, spec: Any, limits: ChildLimits, on_progress: Callable[..., None]) -> Any:
+    """The real child process."""
+    return await run_build(directory, spec, limits=limits, on_progress=on_progress)
+
+
+@asynccontextmanager
+async def worker(
+    mesh: Mesh,
+    machine: Fingerprint,
+    *,
+    run: BuildRunner = run_child,
+    drain_s: float = 20.0,
+    worker_id: str = "worker-1",
+) -> AsyncIterator[WorkerRecord]:
+    """Run a worker of that machine while the block runs."""
+    record = worker_record(worker_id, machine, all_backends())
+    options = BuildOptions(machine, mesh.scratch, 1, 4.0, 0.2, ChildLimits(wall_s=120))
+
+    def task_for(lease: Lease) -> LeasedBuild:
+        storage = mesh.storage
+        return LeasedBuild(
+            lease,
+            index=storage.index,
+            jobs=storage.jobs,
+            chunks=storage.chunks,
+            run=run,
+            options=options,
+            clock=SystemClock(),
+        )
+
+    loop = WorkerLoop(
+        record,
+        mesh.storage.jobs,
+        task_for=task_for,
+        options=LoopOptions(heartbeat_s=1.0, claim_wait_s=0.5, drain_s=drain_s),
+    )
+    stop = asyncio.Event()
+    await mesh.storage.jobs.heartbeat(record)
+    running = asyncio.create_task(loop.run(stop))
+    try:
+        yield record
+    finally:
+        stop.set()
+        with suppress(asyncio.CancelledError):
+            await running
+
+
+def push_file(role: str, data: bytes, name: str = "") -> registry_pb2.PushFile:
+    """A truthful announcement."""
+    return registry_pb2.PushFile(
+        role=ROLES[role], name=name or role, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
+    )
+
+
+async def push_requests(
+    name: str, files: Sequence[tuple[str, bytes]], *, announced: Sequence[registry_pb2.PushFile] = (), **policy: Any
+) -> AsyncIterator[registry_pb2.PushModelRequest]:
+    """The messages of a push; `announced` replaces the truthful header."""
+    listed = announced or [push_file(role, data) for role, data in files]
+    yield Request(header=registry_pb2.PushHeader(name=name, files=listed, policy=registry_pb2.AccuracyPolicy(**policy)))
+    for _, data in files:
+        for start in range(0, len(data), 1 << 20):
+            yield Request(data=data[start : start + (1 << 20)])
+
+
+async def register_digits(mesh: Mesh, name: str = "digits", *, calibration: bool = True) -> registry_pb2.Model:
+    """Put the digits model into the index without intake, for tests that need a model and not how it got there."""
+    files = [("model", "digits.onnx"), ("validation", "validation.npz")]
+    if calibration:
+        files.append(("calibration", "calibration.npz"))
+    stored = []
+    for role, file in files:
+        digest, size_bytes, chunks = await store_file(mesh.storage.chunks, DIGITS / file)
+        listed = [chunk_message(chunk) for chunk in chunks]
+        stored.append(StoredFile(role=ROLES[role], name=file, digest=digest, size_bytes=size_bytes, chunks=listed))
+    model = registry_pb2.Model(
+        name=name,
+        model_digest=hashlib.sha256(b"digits").hexdigest(),
+        opset=17,
+        ir_version=8,
+        inputs=[types_pb2.TensorSpec(name="image", datatype="FP32", shape=[-1, 1, 8, 8])],
+        outputs=[types_pb2.TensorSpec(name="logits", datatype="FP32", shape=[-1, 10])],
+        calibration_samples=128 if calibration else 0,
+        validation_samples=256,
+        labelled=True,
+        policy=registry_pb2.AccuracyPolicy(task="classification", label_array="label"),
+        parameter_bytes=1_675_432,
+        operators=["Conv", "Gemm", "Relu"],
+    )
+    record, _ = await mesh.storage.index.add_model(ModelRecord(model=model, files=stored))
+    return record.model
+
+
+def machine_of(name: str) -> Fingerprint:
+    """One of the machines below tests/fingerprints."""
+    return Fingerprint.from_bytes((DIGITS.parents[1] / "tests" / "fingerprints" / f"{name}.json").read_bytes())

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A compiler service from memory: a real gRPC server on a free port that hands out artifacts, with faults on demand.
+
+It implements dovetail.v1.ArtifactCache, Fleet and what a node needs of ModelRegistry. It judges nothing: the ladder of
+each model is what the test says, so that a test can offer what must be refused on the device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+import zstandard
+
+from dovetail.artifact import Manifest
+from dovetail.digest import sha256_hex
+from dovetail.pb.v1 import artifacts_pb2, fleet_pb2, registry_pb2, types_pb2
+from dovetail.pb.v1.artifacts_pb2_grpc import ArtifactCacheServicer, add_ArtifactCacheServicer_to_server
+from dovetail.pb.v1.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
+from dovetail.pb.v1.registry_pb2_grpc import ModelRegistryServicer, add_ModelRegistryServicer_to_server
+
+
+class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServicer):
+    """The service; attributes are knobs and counters, read and set from the test at any time.
+
+    Attributes:
+        address: Where it listens, after `start`; the same after a restart.
+        compress: Send chunks as zstd.
+        flip: Chunk digest -> how many of the next copies arrive with one bit flipped.
+        lost: Chunks that no tier has any more.
+        drop_after: The next streams break with UNAVAILABLE after so many chunks each; used from the front.
+        hold_after: Every stream stops sending after so many chunks and waits; None: never.
+        sent: Chunk digest -> how often it was sent.
+        requests: Digests of each FetchChunks call.
+        nodes: Every report of a node, in order.
+        negotiations: Every request to negotiate or watch, in order.
+        reported: Artifact keys of the benchmarks that were reported.
+    """
+
+    def __init__(self) -> None:
+        self.address = ""
+        self.compress = False
+        self.flip: dict[str, int] = {}
+        self.lost: set[str] = set()
+        self.drop_after: list[int] = []
+        self.hold_after: int | None = None
+        self.sent: Counter[str] = Counter()
+        self.requests: list[list[str]] = []
+        self.nodes: list[fleet_pb2.Node] = []
+        self.negotiations: list[artifacts_pb2.NegotiateRequest] = []
+        self.reported: list[str] = []
+        self.holding = asyncio.Event()
+        self._chunks: dict[str, bytes] = {}
+        self._manifests: dict[str, bytes] = {}
+        self._offers: dict[str, artifacts_pb2.Offer] = {}
+        self._changed = asyncio.Condition()
+        self._server: grpc.aio.Server | None = None
+
+    async def __aenter__(self) -> FakeArtifactCache:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Listen; on the same port as before after a `stop`."""
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        add_ArtifactCacheServicer_to_server(self, self._server)
+        add_FleetServicer_to_server(self, self._server)
+        add_ModelRegistryServicer_to_server(self, self._server)
+        port = self._server.add_insecure_port(self.address or "127.0.0.1:0")
+        self.address = f"127.0.0.1:{port}"
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Die: running streams break, new calls find nobody."""
+        if self._server is not None:
+            await self._server.stop(None)
+            self._server = None
+
+    def publish(self, manifest: Manifest, files: dict[str, bytes]) -> str:
+        """Store an artifact; returns its key."""
+        for entry in manifest.files:
+            position = 0
+            for chunk in entry.chunks:
+                self._chunks[chunk.digest] = files[entry.name][position : position + chunk.size_bytes]
+                position += chunk.size_bytes
+        self._manifests[manifest.artifact_key] = manifest.to_bytes()
+        return manifest.artifact_key
+
+    def replace_manifest(self, key: str, data: bytes) -> None:
+        """Serve other bytes as that artifact's manifest."""
+        self._manifests[key] = data
+
+    async def offer(self, model: str, *keys: str, version: int = 1) -> None:
+        """Offer a ladder, best first, and tell all who watch."""
+        manifest = sha256_hex(self._manifests[keys[0]]) if keys else ""
+        async with self._changed:
+            self._offers[model] = artifacts_pb2.Offer(
+                model=model,
+                version=version,
+                hardware_class="fake",
+                choice=keys[0] if keys else "",
+                manifest_digest=manifest,
+                basis="prior",
+                assessments=[
+                    artifacts_pb2.Assessment(artifact_key=key, verdict=types_pb2.VERDICT_OPTIMAL, rank=rank)
+                    for rank, key in enumerate(keys, 1)
+                ],
+            )
+            self._changed.notify_all()
+
+    async def wait_for_node(self, predicate: object) -> fleet_pb2.Node:
+        """The first report, past or future, that fits."""
+        assert callable(predicate)
+        async with self._changed:
+            await self._changed.wait_for(lambda: any(predicate(node) for node in self.nodes))
+        return next(node for node in self.nodes if predicate(node))
+
+    async def Negotiate(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+        self.negotiations.append(request)
+        if request.model not in self._offers:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.model}")
+        return self._offers[request.model]
+
+    async def WatchOffers(self, request, context) -> AsyncIterator[artifacts_pb2.Offer]:  # type: ignore[no-untyped-def]  # noqa: N802
+        self.negotiations.append(request)
+        if request.model not in self._offers:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.model}")
+        told: list[artifacts_pb2.Offer] = []
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(lambda: [self._offers[request.model]] != told)
+                told[:] = [self._offers[request.model]]
+            yield told[0]
+
+    async def GetManifest(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+        data = self._manifests.get(request.artifact_key)
+        if data is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no artifact {request.artifact_key}")
+        return artifacts_pb2.ManifestReply(manifest_json=data, digest=sha256_hex(data))
+
+    async def FetchChunks(self, request, context) -> AsyncIterator[artifacts_pb2.Chunk]:  # type: ignore[no-untyped-def]  # noqa: N802
+        self.requests.append(list(request.digests))
+        drop_after = self.drop_after.pop(0) if self.drop_after else None
+        for count, digest in enumerate(request.digests):
+            if count == drop_after:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "dropped on purpose")
+            if self.hold_after is not None and count >= self.hold_after:
+                self.holding.set()
+                await asyncio.Event().wait()
+            if digest in self.lost or digest not in self._chunks:
+                await context.abort(grpc.StatusCode.NOT_FOUND, f"no chunk {digest}")
+            self.sent[digest] += 1
+            yield self._chunk(digest)
+
+    def _chunk(self, digest: str) -> artifacts_pb2.Chunk:
+        data = self._chunks[digest]
+        size_bytes = len(data)
+        if self.flip.get(digest, 0) > 0:
+            self.flip[digest] -= 1
+            data = bytes((data[0] ^ 1,)) + data[1:]
+        codec = artifacts_pb2.CHUNK_CODEC_PLAIN
+        if self.compress:
+            data, codec = zstandard.ZstdCompressor().compress(data), artifacts_pb2.CHUNK_CODEC_ZSTD
+        return artifacts_pb2.Chunk(digest=digest, codec=codec, data=data, size_bytes=size_bytes)
+
+    async def ReportBenchmark(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+        self.reported.append(request.artifact_key)
+        return artifacts_pb2.ReportBenchmarkResponse()
+
+    async def ReportNode(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+        async with self._changed:
+            self.nodes.append(request)
+            self._changed.notify_all()
+        return fleet_pb2.ReportNodeResponse(next_report_s=0.2)
+
+    async def ListModels(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+        return registry_pb2.ListModelsResponse(
+            models=[registry_pb2.Model(name=name, version=offer.version) for name, offer in self._offers.items()]
+        )
