@@ -20,7 +20,7 @@ class Index(Protocol):
     """All methods are safe to call concurrently; UnavailableError if Redis does not answer."""
 
     async def add_model(self, record: ModelRecord) -> tuple[ModelRecord, bool]:
-        """Register a version; fills in its number. Equal content (model, samples, policy) as the newest version returns that, False."""
+        """Register a version and fill in its number; content equal to the newest version's returns that and False."""
         ...
 
     async def model(self, name: str, version: int = 0, alias: str = "") -> ModelRecord:
@@ -68,7 +68,7 @@ class Index(Protocol):
         ...
 
     async def rebuild(self) -> int:
-        """Fill an empty index from the durable tier; returns how many records. Does nothing if the index is not empty."""
+        """Fill an empty index from the durable tier; returns how many records, 0 if the index is not empty."""
         ...
 
     def changes(self) -> AsyncIterator[str]:

@@ -7,12 +7,12 @@ import asyncio
 import errno
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from dovetail.errors import OverLimitError, UnavailableError
+from dovetail.errors import DovetailError, OverLimitError, UnavailableError
 
 _T = TypeVar("_T")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -31,11 +31,20 @@ async def scratch_directory(root: Path, prefix: str) -> AsyncIterator[Path]:
         root.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=prefix, dir=root))
 
-    directory = await disk_call(make, what="the scratch directory")
+    making = asyncio.ensure_future(disk_call(make, what="the scratch directory"))
     try:
-        yield directory
+        yield await asyncio.shield(making)
     finally:
-        await asyncio.shield(asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True))
+        await asyncio.shield(asyncio.ensure_future(_remove(making)))
+
+
+async def _remove(making: asyncio.Future[Path]) -> None:
+    """Remove the directory, also if the caller was cancelled while it was being made."""
+    try:
+        directory = await making
+    except DovetailError:
+        return
+    await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
 
 async def disk_call(call: Callable[..., _T], *args: object, what: str) -> _T:
@@ -45,8 +54,15 @@ async def disk_call(call: Callable[..., _T], *args: object, what: str) -> _T:
         OverLimitError: The disk or quota is full.
         UnavailableError: Any other failure of the disk.
     """
-    try:
+    with disk_errors(what):
         return await asyncio.to_thread(call, *args)
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """The system's errors as ours, see `disk_call`."""
+    try:
+        yield
     except OSError as exc:
         if exc.errno in _FULL:
             raise OverLimitError(f"no room left on the service's disk for {what}; free some and try again") from exc

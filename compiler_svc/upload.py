@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
-from compiler_svc.scratch import disk_call
+from compiler_svc.scratch import disk_call, disk_errors
 from dovetail.digest import check_digest, check_name
 from dovetail.errors import InvalidInputError, OverLimitError
 from dovetail.pb.v1 import registry_pb2 as pb
@@ -194,11 +195,17 @@ class _Data:
             raise InvalidInputError("data goes on after the last announced file")
 
 
+def _create(path: Path) -> BinaryIO:
+    """Open a new file; not in a thread, because a cancelled wait for the thread would leave it open."""
+    with disk_errors(_WHAT):
+        return path.open("xb")
+
+
 async def _receive_file(source: _Data, announced: pb.PushFile, path: Path) -> ReceivedFile:
     label = f"{_WORDS[announced.role]} file {announced.name!r}"
     hasher = hashlib.sha256()
     received = 0
-    file = await disk_call(lambda: path.open("xb"), what=_WHAT)
+    file = _create(path)
 
     def append(data: bytes) -> None:
         hasher.update(data)

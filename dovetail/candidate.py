@@ -56,7 +56,7 @@ class Candidate:
         size_bytes = manifest.size_bytes
         computed = {
             "contract_key": _contract_key(manifest.contract),
-            "flaws": flaws_of(manifest),
+            "flaws": _flaws(manifest),
             "size_bytes": size_bytes,
             "min_memory_bytes": manifest.contract.min_memory_bytes,
             "accuracy": manifest.gate.metric_candidate,
@@ -68,7 +68,7 @@ class Candidate:
             object.__setattr__(self, name, value)
 
 
-def flaws_of(manifest: Manifest) -> tuple[Reason, ...]:
+def _flaws(manifest: Manifest) -> tuple[Reason, ...]:
     """Reasons that hold on every machine."""
     found: list[Reason] = []
     if not manifest.gate.passed:

@@ -33,7 +33,7 @@ from types import MappingProxyType
 
 from dovetail.artifact import Manifest
 from dovetail.benchmark import BenchmarkRecord
-from dovetail.candidate import Candidate, flaws_of
+from dovetail.candidate import Candidate
 from dovetail.contract import Contract
 from dovetail.fingerprint import Fingerprint
 from dovetail.hardware_class import hardware_class
@@ -129,15 +129,8 @@ def check(manifest: Manifest, fingerprint: Fingerprint) -> tuple[Verdict, tuple[
     Returns:
         The worst verdict and all reasons, worst first.
     """
-    reasons = list(flaws_of(manifest))
-    rules = rules_for(manifest.contract.engine)
-    if rules is None:
-        reasons.append(_unknown_engine(manifest.contract.engine))
-    else:
-        found = (rule(manifest.contract, fingerprint) for rule in rules.RULES)
-        reasons += [reason for reason in found if reason is not None]
-    ordered = _worst_first(reasons)
-    return _worst(ordered), ordered
+    fit = _own_fit(Candidate(manifest), _fit(manifest.contract, fingerprint), fingerprint, accuracy_floor=0.0)
+    return fit.verdict, fit.reasons
 
 
 def wanted_recipes(fingerprint: Fingerprint, model: ModelFacts) -> tuple[Recipe, ...]:

@@ -148,22 +148,31 @@ def _ignored(nncf: Any, order: BuildInput, model: Any) -> Any:
 
 
 def _operations_of(recipe: Recipe, source: Path, model: Any) -> set[str]:
-    """Find operations by the names of the tensors that the excluded nodes write."""
+    """Find what the excluded nodes became: by their name, by the parts named after it ("conv2/WithoutBiases"), and by
+    the tensors that they write.
+    """
     import onnx
 
     outputs = {node.name: set(node.output) for node in onnx.load(str(source)).graph.node}
     found: set[str] = set()
     for name in recipe.excluded_nodes:
         written = outputs.get(name, set())
-        matches = {
-            op.get_friendly_name() for op in model.get_ops() if any(written & port.get_names() for port in op.outputs())
-        }
+        matches = {op.get_friendly_name() for op in model.get_ops() if _stands_for(op, name, written)}
         if not matches:
             raise UnsupportedError(
                 f"recipe {recipe.name} excludes node {name!r}, which the converted graph does not have"
             )
         found |= matches
     return found
+
+
+def _stands_for(operation: Any, name: str, written: set[str]) -> bool:
+    if operation.get_type_name() in ("Constant", "Result"):
+        return False
+    friendly = str(operation.get_friendly_name())
+    if friendly == name or friendly.startswith(f"{name}/"):
+        return True
+    return any(written & port.get_names() for port in operation.outputs())
 
 
 def _final(contract: Contract, version: str) -> Contract:

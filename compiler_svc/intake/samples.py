@@ -131,13 +131,13 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, w
 def _checked(array: Array, spec: TensorSpec, what: str) -> Array:
     array = _as_datatype(array, spec, what)
     rank = len(spec.shape)
-    fits = (
-        array.ndim == rank and rank > 0 and spec.shape[0] in (-1, 1) and spec.accepts((spec.shape[0], *array.shape[1:]))
-    )
-    if not fits and not (array.ndim == rank + 1 and spec.accepts(array.shape[1:])):
+    by_row = rank > 0 and spec.shape[0] in (-1, 1)
+    fits_row = by_row and array.ndim == rank and spec.accepts((spec.shape[0], *array.shape[1:]))
+    if not fits_row and not (array.ndim == rank + 1 and spec.accepts(array.shape[1:])):
+        wanted = spec.shape[1:] if by_row else spec.shape
         raise InvalidInputError(
             f"array {spec.name!r} of the {what} file has shape {list(array.shape)}; the input is {list(spec.shape)},"
-            f" so samples along the first axis are [samples, {', '.join(str(dim) for dim in spec.shape[1:])}]"
+            f" so an array of samples is [samples, {', '.join(str(dim) for dim in wanted)}]"
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InvalidInputError(f"array {spec.name!r} of the {what} file holds NaN or infinite values")

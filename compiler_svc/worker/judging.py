@@ -188,8 +188,8 @@ def _refuse_not_finite(runs: Sequence[Mapping[str, Array]], outputs: Sequence[Te
         bad = sum(1 for run in runs if not np.isfinite(_floats(run[spec.name], spec)).all())
         if bad:
             raise ReferenceNotFiniteError(
-                f"the model itself gives NaN or infinite values in output {spec.name!r} on {bad} of {len(runs)} {origin}"
-                f" {origin} samples (fp32, no optimisation), so nothing that is built from it can be proven right; fix the model"
+                f"the model itself gives NaN or infinite values in output {spec.name!r} on {bad} of {len(runs)}"
+                f" {origin} samples (fp32, no optimisation), so nothing built from it can be proven right; fix the model"
             )
 
 

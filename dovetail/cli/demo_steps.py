@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -334,19 +335,24 @@ def _offer_json(name: str, offer: Offer) -> dict[str, object]:
         "basis": offer.basis,
         "refused": {item.recipe.name: [str(reason) for reason in item.reasons] for item in offer.refused},
         "build_orders": {
-            order.recipe.name: " ".join((order.why, order.needs_worker)).strip() for order in offer.better
+            order.recipe.name: [text for text in (order.why, order.needs_worker) if text] for order in offer.better
         },
     }
 
 
 def _say_reasons(stage: Stage, summary: Sequence[Mapping[str, object]]) -> None:
-    """Each distinct refusal and build order once, with the machines that it concerns."""
-    for title, field_name in (("refused", "refused"), ("to be built", "build_orders")):
-        machines: dict[str, list[str]] = {}
+    """Each distinct reason once, with the recipes and the machines that it concerns."""
+    for title, field_name in (("Refused", "refused"), ("Build orders", "build_orders")):
+        concerned: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
         for row in summary:
-            for recipe, why in row[field_name].items():  # type: ignore[attr-defined]
-                text = "; ".join(why) if isinstance(why, list) else why
-                machines.setdefault(f"{recipe}: {text}", []).append(str(row["machine"]))
-        stage.console.print(Text(f"\n{title}:", style="bold"))
-        for text, names in machines.items():
-            stage.console.print(Text(f"  {text}"), Text(f"    ({', '.join(names)})", style="dim"), sep="\n")
+            for recipe, reasons in row[field_name].items():  # type: ignore[attr-defined]
+                for reason in reasons:
+                    recipes, machines = concerned.setdefault(reason, ({}, {}))
+                    recipes[recipe] = None
+                    machines[str(row["machine"])] = None
+        stage.console.print(Text(f"\n{title}", style="bold"))
+        for reason, (recipes, machines) in concerned.items():
+            stage.console.print(
+                Text(f"  {', '.join(recipes)}", style="cyan"), Text(f"for {', '.join(machines)}", style="dim")
+            )
+            stage.console.print(Padding(Text(reason), (0, 0, 0, 4)))

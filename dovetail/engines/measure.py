@@ -63,8 +63,12 @@ class _Series:
     windows: list[list[float]] = field(default_factory=list)
     _position: int = 0
 
-    def run_window(self, runs: int) -> None:
-        self.windows.append([self.run_once() for _ in range(runs)])
+    def run_window(self, runs: int, deadline: float) -> None:
+        """A window of that many runs, cut short at the deadline but not below MIN_WINDOW_RUNS."""
+        window: list[float] = []
+        while len(window) < runs and (len(window) < MIN_WINDOW_RUNS or self.clock.monotonic_s() < deadline):
+            window.append(self.run_once())
+        self.windows.append(window)
 
     def run_once(self) -> float:
         feed = self.feeds[self._position % len(self.feeds)]
@@ -165,7 +169,7 @@ def _run_windows(series: Sequence[_Series], runs: Sequence[int], deadline: float
         if done >= MIN_WINDOWS and (all(one.steady() for one in series) or clock.monotonic_s() >= deadline):
             return
         for one, count in zip(series, runs, strict=True):
-            one.run_window(count)
+            one.run_window(count, deadline)
 
 
 def _warm_up(series: _Series, budget_s: float, clock: Clock) -> float:

@@ -97,7 +97,7 @@ class OpenVinoEngine:
                 raise UnsupportedError(f"openvino has no device {device} here; it has {', '.join(sorted(available))}")
             model = self._core.read_model(str(xml), str(weights))
             compiled = self._core.compile_model(model, device, _properties(options))
-            return OpenVinoSession(self._ov, compiled)
+            return OpenVinoSession(self._ov, model, compiled)
         except RuntimeError as exc:
             raise EngineError(f"openvino cannot load the model: {_short(exc)}") from exc
 
@@ -126,10 +126,11 @@ class OpenVinoSession:
 
     concurrent = False
 
-    def __init__(self, library: Any, compiled: Any) -> None:
+    def __init__(self, library: Any, model: Any, compiled: Any) -> None:
+        # Names are the read model's: compiling merges the names of tensors that it fuses and may hand out another one.
         self._ov = library
-        self.inputs = _specs(compiled.inputs)
-        self.outputs = _specs(compiled.outputs)
+        self.inputs = _specs(model.inputs)
+        self.outputs = _specs(model.outputs)
         self._input_types = {spec.name: spec.datatype for spec in self.inputs}
         self._request = compiled.create_infer_request()
 
@@ -143,8 +144,8 @@ class OpenVinoSession:
             raise EngineError(f"the model has the inputs {sorted(self._input_types)}, the call brings {sorted(feeds)}")
         try:
             dense = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # kept alive during infer()
-            for name, array in dense.items():
-                self._request.set_tensor(name, self._tensor(name, array))
+            for index, name in enumerate(self._input_types):
+                self._request.set_input_tensor(index, self._tensor(name, dense[name]))
             self._request.infer()
             return {spec.name: self._output(index, spec) for index, spec in enumerate(self.outputs)}
         except (RuntimeError, TypeError, ValueError) as exc:

@@ -90,5 +90,5 @@ class EngineRules(Protocol):
         ...
 
     def prior(self, contract: Contract, fingerprint: Fingerprint) -> float:
-        """Expected speed relative to ONNX Runtime fp32 on the same machine (1.0); only used where nothing is measured."""
+        """Expected speed relative to ONNX Runtime fp32 on the same machine (1.0); used only where none is measured."""
         ...

@@ -323,8 +323,9 @@ def _runtime_version(fingerprint: Fingerprint) -> tuple[int, ...]:
 
 
 def _texts(contract: Contract, name: str) -> tuple[str, ...]:
+    """A detail as texts; empty ones say nothing and are left out."""
     value = contract.details.get(name, ())
-    return tuple(str(item) for item in value) if isinstance(value, tuple) else (str(value),)
+    return tuple(str(item) for item in (value if isinstance(value, tuple) else (value,)) if item != "")
 
 
 def _text(version: tuple[int, ...]) -> str:

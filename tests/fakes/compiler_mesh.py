@@ -35,6 +35,7 @@ from dovetail.pb.v1.fleet_pb2_grpc import FleetStub
 from dovetail.pb.v1.registry_pb2_grpc import ModelRegistryStub
 from dovetail.pb.v1.storage_pb2 import ModelRecord, StoredFile, WorkerRecord
 from dovetail.rpc.channel import open_channel
+from dovetail.rpc.server import RpcServer
 from dovetail.store.files import store_file
 from dovetail.wire import chunk_message
 
@@ -54,7 +55,7 @@ class Mesh:
 
     settings: CompilerSettings
     storage: Storage
-    port: int
+    rpc: RpcServer
     channel: grpc.aio.Channel
     models: Any
     compiler: Any
@@ -97,7 +98,7 @@ async def compiler_mesh(redis_url: str, root: Path, **environ: str) -> AsyncIter
     try:
         async with serving(settings, storage, SystemClock()) as rpc, open_channel(f"127.0.0.1:{rpc.port}") as channel:
             yield Mesh(
-                settings, storage, rpc.port, channel,
+                settings, storage, rpc, channel,
                 ModelRegistryStub(channel), CompilerStub(channel), ArtifactCacheStub(channel), FleetStub(channel),
             )  # fmt: skip
     finally:
