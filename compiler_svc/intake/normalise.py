@@ -80,8 +80,8 @@ def _to_raw(tensor: Any) -> None:
     if not any(len(getattr(tensor, name)) for name in _RAW_FIELDS):
         if len(tensor.raw_data) != stored_bytes(tensor):
             raise InvalidInputError(
-                f"tensor {tensor.name!r} holds {len(tensor.raw_data)} bytes, its shape {list(tensor.dims)} and type need"
-                f" {stored_bytes(tensor)}; the file is damaged"
+                f"tensor {tensor.name!r} holds {len(tensor.raw_data)} bytes, its shape {list(tensor.dims)} and type"
+                f" need {stored_bytes(tensor)}; the file is damaged"
             )
         return
     try:

@@ -67,6 +67,10 @@ class JobQueue(Protocol):
         """End the build with a typed failure and remember it (negative cache); False if the lease is lost."""
         ...
 
+    async def release(self, lease: Lease) -> bool:
+        """Give a job back before the lease ends (the worker stops); the attempt does not count. False if it is lost."""
+        ...
+
     async def cancel(self, artifact_key: str) -> Build:
         """Ask for a build to stop. NotFoundError, PreconditionError as in CancelBuild."""
         ...

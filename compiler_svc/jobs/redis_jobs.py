@@ -145,6 +145,10 @@ class RedisJobQueue:
         parts = (int(failure.kind), failure.SerializeToString(), build.SerializeToString(), failure.message)
         return bool(await self._run("fail", *_claim_of(lease), *parts))
 
+    async def release(self, lease: Lease) -> bool:
+        """See `JobQueue.release`."""
+        return bool(await self._run("release", *_claim_of(lease)))
+
     async def cancel(self, artifact_key: str) -> Build:
         """See `JobQueue.cancel`; it has ended when this returns, its worker stops at its next renewal."""
         outcome = await self._run("cancel", artifact_key, "cancelled on request")

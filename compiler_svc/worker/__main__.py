@@ -9,19 +9,20 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from compiler_svc.backends import all_backends
 from compiler_svc.jobs.base import Lease
 from compiler_svc.storage import Storage, open_storage, wait_for_redis
-from compiler_svc.worker.leased_build import BuildOptions, LeasedBuild
 from compiler_svc.worker.build_spec import BuildResult, BuildSpec, ChildFailure, ChildLimits, Progress
 from compiler_svc.worker.capabilities import worker_record
+from compiler_svc.worker.leased_build import BuildOptions, LeasedBuild
 from compiler_svc.worker.loop import LoopOptions, WorkerLoop
 from compiler_svc.worker.sandbox import run_build
 from compiler_svc.worker.settings import WorkerSettings
 from dovetail.clock import SystemClock
-from dovetail.errors import DovetailError
+from dovetail.errors import DovetailError, UnavailableError
 from dovetail.fingerprint import Fingerprint
 from dovetail.log import configure
 from dovetail.probe import measure
@@ -58,6 +59,8 @@ async def _run(settings: WorkerSettings) -> None:
                 return
             machine = await measure()
             record = worker_record(settings.worker_id, machine, all_backends())
+            with suppress(UnavailableError):  # Redis went away again; the loop waits for it
+                await storage.jobs.heartbeat(record)
             _LOG.info(
                 "worker.ready id=%s engines=%s hardware_class=%s",
                 record.id, ",".join(record.engines) or "none", record.hardware_class,

@@ -127,7 +127,18 @@ def _guarded(document: Mapping[str, Any], directory: Path, report: Callable[[str
         logging.getLogger(__name__).warning("child.failed", exc_info=True)
         from compiler_svc.worker.failure import failure_of
 
-        return failure_of(exc).to_json()
+        return failure_of(exc, memory_used=_memory_used()).to_json()
+
+
+def _memory_used() -> float:
+    """Peak address space over its limit; 0 if either is unknown."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+        peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmPeak:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 0.0
+    return peak / allowed if allowed > 0 else 0.0
 
 
 if __name__ == "__main__":

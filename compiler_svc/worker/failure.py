@@ -8,11 +8,23 @@ import re
 import signal
 
 from compiler_svc.worker.build_spec import ChildFailure, ChildLimits, FailureKind
-from dovetail.errors import CancelledError, DeadlineError, DovetailError, ErrorCode, UnavailableError
+from dovetail.errors import (
+    BuildFailedError,
+    CancelledError,
+    DeadlineError,
+    DovetailError,
+    EngineError,
+    ErrorCode,
+    UnavailableError,
+    UnsupportedError,
+)
 
 _NO_MEMORY = re.compile(
-    r"bad_alloc|MemoryError|Cannot allocate memory|[Ff]ailed to allocate|std::length_error|out of memory|start new thread|pthread_create", re.IGNORECASE
+    r"bad_alloc|MemoryError|Cannot allocate memory|Failed to allocate|std::length_error|out of memory"
+    r"|start new thread|pthread_create|failed to map segment",
+    re.IGNORECASE,
 )
+_NEAR_LIMIT = 0.75  # one more library maps up to some 100 MiB at once; real limits are many GiB
 _FILE_ERRORS = {
     errno.ENOSPC: ("disk_full", "the disk of the build worker is full; free some space and order the build again"),
     errno.EDQUOT: ("disk_full", "the disk quota of the build worker is used up"),
@@ -25,9 +37,16 @@ _NO_MEMORY_TEXT = (
 )
 
 
-def failure_of(exc: BaseException) -> ChildFailure:
-    """The failure that an exception stands for. Texts of foreign exceptions stay in the log."""
-    if isinstance(exc, MemoryError) or _NO_MEMORY.search(str(exc)):
+def failure_of(exc: BaseException, *, memory_used: float = 0.0) -> ChildFailure:
+    """The failure that an exception stands for. Texts of foreign exceptions stay in the log.
+
+    Args:
+        exc: What ended the task.
+        memory_used: Peak address space as a fraction of what was allowed. Libraries that cannot map another library say
+            anything ("unknown model format"); near the limit their word is not taken for the reason.
+    """
+    doubtful = not isinstance(exc, DovetailError) or isinstance(exc, BuildFailedError | EngineError | UnsupportedError)
+    if isinstance(exc, MemoryError) or _NO_MEMORY.search(str(exc)) or (doubtful and memory_used > _NEAR_LIMIT):
         return ChildFailure(FailureKind.RESOURCE, "out_of_memory", _NO_MEMORY_TEXT, error=ErrorCode.OVER_LIMIT)
     if isinstance(exc, DovetailError):
         passing = isinstance(exc, UnavailableError | CancelledError | DeadlineError)

@@ -189,7 +189,7 @@ def _refuse_not_finite(runs: Sequence[Mapping[str, Array]], outputs: Sequence[Te
         if bad:
             raise ReferenceNotFiniteError(
                 f"the model itself gives NaN or infinite values in output {spec.name!r} on {bad} of {len(runs)}"
-                f" {origin} samples (fp32, no optimisation), so nothing built from it can be proven right; fix the model"
+                f" {origin} samples (fp32, no optimisation), so nothing built from it can be proven; fix the model"
             )
 
 

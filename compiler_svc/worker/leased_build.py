@@ -120,7 +120,8 @@ class LeasedBuild:
         self._news = asyncio.Event()
 
     async def work(self) -> None:
-        """Build and report the end; returns also when the lease was lost. Cancelling it kills the child.
+        """Build and report the end; returns also when the lease was lost. Cancelling it kills the child
+        and gives the job back.
 
         Raises:
             UnavailableError: The job queue did not answer until the lease was over.
@@ -132,6 +133,7 @@ class LeasedBuild:
         except asyncio.CancelledError:
             current = asyncio.current_task()
             if current is not None and current.cancelling():  # the worker is stopping; else the lease keeper did it
+                await self._give_back()
                 raise
             _LOG.info("build.stopped key=%s why=cancelled_or_lease_lost", self._lease.job.artifact_key)
             return
@@ -154,8 +156,8 @@ class LeasedBuild:
                     return outcome
                 await self._publish(record, outcome)
                 return None
-        except NotFoundError as exc:
-            return _failure(FailureKind.DETERMINISTIC, "input_missing", exc)
+        except NotFoundError as exc:  # pushing the model again brings it back
+            return _failure(FailureKind.INFRASTRUCTURE, "input_missing", exc)
         except OverLimitError as exc:
             return _failure(FailureKind.RESOURCE, "no_room", exc)
         except (UnavailableError, IntegrityError) as exc:
@@ -227,6 +229,14 @@ class LeasedBuild:
             self._lease.job.artifact_key, self._lease.job.recipe.name, failure.kind.value, failure.code, accepted,
             failure.message[:300],
         )  # fmt: skip
+
+    async def _give_back(self) -> None:
+        try:
+            given = await self._jobs.release(self._lease)
+        except UnavailableError as exc:  # then the lease runs out by itself
+            _LOG.warning("build.lease_left key=%s why=%r", self._lease.job.artifact_key, str(exc))
+        else:
+            _LOG.info("build.given_back key=%s accepted=%s", self._lease.job.artifact_key, given)
 
     async def _insist(self, call: Callable[[], Awaitable[bool]]) -> bool:
         """Repeat a call that the queue makes harmless to repeat, until the lease would be over anyway."""

@@ -53,7 +53,7 @@ class WorkerLoop:
         self._queue_lost = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set; then finish what runs, or stop it after the drain time (its lease runs out)."""
+        """Work until `stop` is set; then finish what runs, or give it back after the drain time."""
         async with asyncio.TaskGroup() as group:
             beating = group.create_task(self._beat())
             claimers = [group.create_task(self._claim_and_build(stop)) for _ in range(self._options.concurrency)]
@@ -105,8 +105,6 @@ class WorkerLoop:
             if not working.done():
                 _LOG.info("worker.draining key=%s limit_s=%.0f", job.artifact_key, self._options.drain_s)
                 await asyncio.wait((working,), timeout=self._options.drain_s)
-            if not working.done():
-                _LOG.warning("build.given_back key=%s why=worker_stopping", job.artifact_key)
         finally:
             working.cancel()
             await asyncio.wait((working,))

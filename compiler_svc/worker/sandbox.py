@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from dovetail.tensor import TensorSpec
 LOG_TAIL_BYTES = 4096
 CHILD_PROGRAM = ("-m", "compiler_svc.worker.child")
 _MAX_LINE_BYTES = 64 * 1024
+_SOURCE = str(Path(__file__).resolve().parents[2])
 
 OnProgress = Callable[[Progress], None]
 
@@ -174,7 +176,7 @@ async def _follow(process: asyncio.subprocess.Process, on_progress: OnProgress) 
 async def _kill_group(process: asyncio.subprocess.Process) -> None:
     """End the child and everything it started; waits until the child is reaped, also if we are being cancelled."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
     await asyncio.shield(process.wait())
 
 
@@ -192,8 +194,9 @@ def _outcome(directory: Path, returncode: int, phase: str, limits: ChildLimits) 
             return _intake_outcome(document["intake"], directory, isolated)
         if "build" in document:
             return _build_result(document["build"], directory, isolated)
-        return ChildFailure.from_json(document["failure"], log_tail=tail)
-    except (InvalidInputError, KeyError, TypeError, ValueError, OSError) as exc:
+        failure = ChildFailure.from_json(document["failure"], log_tail=tail)
+        return replace(failure, message=_public(failure.message, directory))
+    except (InvalidInputError, AttributeError, KeyError, TypeError, ValueError, OSError) as exc:
         return _unreadable(f"a result that is not readable ({type(exc).__name__})", tail)
 
 
@@ -260,5 +263,12 @@ def _log_tail(directory: Path) -> str:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
-    text = text.replace(str(directory), "<build>").replace(sys.prefix, "<python>").replace(sys.base_prefix, "<python>")
-    return text.encode()[-LOG_TAIL_BYTES:].decode("utf-8", errors="ignore")
+    return _public(text, directory).encode()[-LOG_TAIL_BYTES:].decode("utf-8", errors="ignore")
+
+
+def _public(text: str, directory: Path) -> str:
+    """The text without paths of this machine; libraries like to quote them."""
+    places = {str(directory): "<build>", sys.prefix: "<python>", sys.base_prefix: "<python>", _SOURCE: "<dovetail>"}
+    for path, name in places.items():
+        text = text.replace(path, name)
+    return text

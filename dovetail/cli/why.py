@@ -68,9 +68,11 @@ def _machine(client: Client, path: Path | None, node_id: str) -> Fingerprint:
 
         return read_fingerprint(path)
     if not node_id:
+        from dovetail.cli.output import message_console
         from dovetail.probe import measure_sync
 
-        return measure_sync()
+        with message_console().status("measuring this machine"):
+            return measure_sync()
     nodes = client.nodes()
     for node in nodes:
         if node.id == node_id and node.fingerprint is not None:

@@ -38,13 +38,22 @@ class _LoopThread:
         return not self._loop.is_closed()
 
     def run(self, awaitable: Awaitable[_R]) -> _R:
-        """Run it to its end; Ctrl-C here cancels it there."""
-        future = asyncio.run_coroutine_threadsafe(_coroutine(awaitable), self._loop)
+        """Run it to its end; Ctrl-C here cancels it there, and returns only when it has ended."""
+        ended = threading.Event()
+        tasks: list[asyncio.Task[_R]] = []
+
+        def start() -> None:
+            tasks.append(self._loop.create_task(_coroutine(awaitable)))
+            tasks[0].add_done_callback(lambda _: ended.set())
+
+        self._loop.call_soon_threadsafe(start)
         try:
-            return future.result()
+            ended.wait()
         except BaseException:
-            future.cancel()
+            self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            ended.wait()  # else a generator that is still running could not be closed
             raise
+        return tasks[0].result()
 
     def stop(self) -> None:
         """End the loop after its tasks; calling it again is harmless."""

@@ -26,7 +26,8 @@ class SessionOptions:
         precision: Precision of the arithmetic, from the contract.
         details: The contract's details; an engine reads what concerns running (a pinned execution precision …).
         cpu_features: The machine's CPU features, for run-time mitigations.
-        optimize: False loads the graph as it is (the unoptimised baseline and the reference); True lets the engine optimise.
+        optimize: False loads the graph as it is (the unoptimised baseline and the reference); True lets the engine
+            optimise.
     """
 
     threads: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,15 +116,16 @@ async def worker(
     machine: Fingerprint,
     *,
     run: BuildRunner = run_child,
-    drain_s: float = 20.0,
     worker_id: str = "worker-1",
+    drain_s: float = 20.0,
+    lease_s: float = 4.0,
 ) -> AsyncIterator[WorkerRecord]:
     """Run a worker of that machine while the block runs."""
     record = worker_record(worker_id, machine, all_backends())
-    options = BuildOptions(machine, mesh.scratch, 1, 4.0, 0.2, ChildLimits(wall_s=120))
+    storage = open_storage(mesh.settings.store, lease_s=lease_s)
+    options = BuildOptions(machine, mesh.scratch, 1, lease_s, 0.2, ChildLimits(wall_s=120))
 
     def task_for(lease: Lease) -> LeasedBuild:
-        storage = mesh.storage
         return LeasedBuild(
             lease,
             index=storage.index,
@@ -135,21 +136,17 @@ async def worker(
             clock=SystemClock(),
         )
 
-    loop = WorkerLoop(
-        record,
-        mesh.storage.jobs,
-        task_for=task_for,
-        options=LoopOptions(heartbeat_s=1.0, claim_wait_s=0.5, drain_s=drain_s),
-    )
+    times = LoopOptions(heartbeat_s=1.0, claim_wait_s=0.5, drain_s=drain_s, retry_s=0.1)
+    loop = WorkerLoop(record, storage.jobs, task_for=task_for, options=times)
     stop = asyncio.Event()
-    await mesh.storage.jobs.heartbeat(record)
+    await storage.jobs.heartbeat(record)
     running = asyncio.create_task(loop.run(stop))
     try:
         yield record
     finally:
         stop.set()
-        with suppress(asyncio.CancelledError):
-            await running
+        await running
+        await storage.redis.aclose()
 
 
 def push_file(role: str, data: bytes, name: str = "") -> registry_pb2.PushFile:

@@ -5,7 +5,6 @@ What it answers is what the test put into its attributes; what it was asked is k
 float input, so that an answer can be told from another.
 """
 
-# ruff: noqa: N802 - the methods have the protocol's names
 from __future__ import annotations
 
 import asyncio

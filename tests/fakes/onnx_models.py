@@ -77,7 +77,11 @@ def save(model: Any, path: Path) -> Path:
 
 
 def images(count: int, *, seed: int = 1) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.random.default_rng(seed).uniform(-1, 1, (count, 1, 8, 8)).astype(np.float32)
+    """Images of different brightness and contrast, so that the logits differ between samples."""
+    random = np.random.default_rng(seed)
+    brightness = random.uniform(-1, 1, (count, 1, 1, 1))
+    contrast = random.uniform(0.2, 1, (count, 1, 1, 1))
+    return (brightness + contrast * random.uniform(-1, 1, (count, 1, 8, 8))).astype(np.float32)
 
 
 def load(path: Path) -> Any:

@@ -501,6 +501,9 @@ async def test_lost_redis_is_told_and_service_recovers_by_itself(
             push = await refused(mesh.push_digits("other"))
             server.start()
             models = (await mesh.models.ListModels(registry_pb2.ListModelsRequest())).models
+            async with asyncio.timeout(20):
+                while not await mesh.storage.jobs.workers():  # the worker beats every second
+                    await asyncio.sleep(0.05)
             events = await mesh.compile("digits", "ort-int8-dynamic", fingerprint_json=XEON.to_bytes())
         offer = await mesh.artifacts.Negotiate(negotiation())
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -136,6 +137,21 @@ def test_compile_ends_with_1_if_no_recipe_worked(run: Run, mesh: FakeMesh) -> No
     assert result.exit_code == ExitCode.FAILED
     (document,) = json.loads(result.stdout)
     assert (document["phase"], document["failure"]["code"]) == ("failed", "gate_missed")
+
+
+def test_ctrl_c_while_watching_ends_with_130_and_leaves_the_build_alone(mesh: FakeMesh) -> None:
+    mesh.events = [compiler_pb2.BuildEvent(event_id="1", build=build(ORT, compiler_pb2.BUILD_PHASE_BUILDING, "a"))]
+    mesh.hang = True
+    command = [sys.executable, "-m", "dovetail.cli", "--server", mesh.address, "compile", "digits"]
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "ort-fp32: building\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+
+    assert (process.returncode, out) == (ExitCode.INTERRUPTED, "")
+    assert "Traceback" not in err
 
 
 def test_artifacts_keeps_rejected_recipes_with_their_reason(run: Run, mesh: FakeMesh) -> None:
@@ -284,8 +300,8 @@ def test_help_names_every_command_and_the_exit_codes_and_loads_nothing_heavy() -
         "from dovetail.cli.__main__ import main\n"
         "try:\n    main()\n"
         "finally:\n"
-        "    heavy = {'grpc', 'numpy', 'onnx', 'onnxruntime', 'openvino', 'google.protobuf', 'redis'} & set(sys.modules)\n"
-        "    print('heavy:', sorted(heavy), file=sys.stderr)\n"
+        "    heavy = {'grpc', 'numpy', 'onnx', 'onnxruntime', 'openvino', 'google.protobuf', 'redis'}\n"
+        "    print('heavy:', sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

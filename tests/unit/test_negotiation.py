@@ -103,7 +103,7 @@ def test_unmeasured_artifacts_are_ordered_by_prior_and_said_to_be() -> None:
 def test_an_unmeasured_artifact_is_placed_by_its_prior_times_the_measured_reference() -> None:
     fp32 = manifest("fp32", FP32, benchmarks=(record(CLASS, 1.0, baseline_p50_ms=1.0),))
     int8 = manifest("int8", STATIC)  # prior 1.4, credited 1.26: predicted 0.79 ms
-    quick = manifest("quick", FP32, benchmarks=(record(CLASS, 0.7, baseline_p50_ms=1.0),))
+    quick = manifest("quick", STATIC, benchmarks=(record(CLASS, 0.7, baseline_p50_ms=1.0),))
 
     assert _order([fp32, int8]) == _keys("int8", "fp32")
     assert _order([fp32, int8, quick]) == _keys("quick", "int8", "fp32")
@@ -263,9 +263,11 @@ def test_a_recipe_whose_artifact_does_not_fit_any_more_is_wanted_again() -> None
     ("objective", "choice", "promising"),
     [
         (Objective.LATENCY, manifest("c", FP32, benchmarks=(record(CLASS, 1.0, baseline_p50_ms=1.0),)), True),
-        (Objective.LATENCY, manifest("c", FP32, benchmarks=(record(CLASS, 0.5, baseline_p50_ms=1.0),)), False),
+        (Objective.LATENCY, manifest("c", FP32, benchmarks=(record(CLASS, 0.7, baseline_p50_ms=1.0),)), True),
+        (Objective.LATENCY, manifest("c", STATIC, benchmarks=(record(CLASS, 0.5, baseline_p50_ms=1.0),)), False),
         (Objective.THROUGHPUT, manifest("c", FP32, benchmarks=(record(CLASS, 1.0, baseline_p50_ms=1.0),)), True),
-        (Objective.THROUGHPUT, manifest("c", FP32, benchmarks=(record(CLASS, 0.5, baseline_p50_ms=1.0),)), False),
+        (Objective.THROUGHPUT, manifest("c", FP32, benchmarks=(record(CLASS, 0.7, baseline_p50_ms=1.0),)), True),
+        (Objective.THROUGHPUT, manifest("c", STATIC, benchmarks=(record(CLASS, 0.5, baseline_p50_ms=1.0),)), False),
         (Objective.SIZE, manifest("c", FP32), True),
         (Objective.SIZE, manifest("c", STATIC), False),
         (Objective.MEMORY, manifest("c", FP32), True),

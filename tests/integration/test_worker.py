@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The worker: from a claim to exactly one visible end, whatever happens on the way; and the processes themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compiler_svc.settings import CompilerSettings
+from compiler_svc.worker.build_spec import ChildFailure, FailureKind
+from compiler_svc.worker.publish import same_arithmetic
+from compiler_svc.worker.settings import WorkerSettings
+from dovetail.artifact import Manifest
+from dovetail.errors import InvalidInputError
+from dovetail.gate import GateReport
+from dovetail.pb.v1 import artifacts_pb2, compiler_pb2, registry_pb2
+from dovetail.pb.v1.registry_pb2_grpc import ModelRegistryStub
+from dovetail.rpc.channel import open_channel
+from tests.fakes.compiler_mesh import Mesh, compiler_mesh, machine_of, register_digits, worker
+from tests.fakes.scripted_build import ScriptedBuild
+from tests.fixtures_redis import RedisServer
+
+XEON = machine_of("xeon-skylake-no-vnni")
+READY, FAILED, CANCELLED = 7, 8, 9
+QUEUED = compiler_pb2.BUILD_PHASE_QUEUED
+LIMIT_S = 20.0
+
+
+@pytest.fixture
+async def mesh(redis_url: str, tmp_path: Path) -> AsyncIterator[Mesh]:
+    async with compiler_mesh(redis_url, tmp_path) as running:
+        await register_digits(running)
+        yield running
+
+
+async def compile_fp32(mesh: Mesh, **fields: Any) -> compiler_pb2.Build:
+    events = await mesh.compile("digits", "ort-fp32", fingerprint_json=XEON.to_bytes(), **fields)
+    return events[-1].build
+
+
+async def manifest_of(mesh: Mesh, artifact_key: str) -> Manifest:
+    reply = await mesh.artifacts.GetManifest(artifacts_pb2.GetManifestRequest(artifact_key=artifact_key))
+    return Manifest.from_bytes(reply.manifest_json)
+
+
+# --- one build
+
+
+async def test_build_gets_the_model_its_samples_and_the_policy(mesh: Mesh) -> None:
+    script = ScriptedBuild()
+
+    async with worker(mesh, XEON, run=script) as record:
+        build = await compile_fp32(mesh)
+    manifest = await manifest_of(mesh, build.artifact_key)
+
+    spec = script.specs[0]
+    assert (spec.recipe.name, spec.policy.task, spec.policy.label_array) == ("ort-fp32", "classification", "label")
+    assert (spec.calibration_file, spec.validation_file) == ("calibration.npz", "validation.npz")
+    assert spec.hardware_class == record.hardware_class
+    assert not script.directories[0].exists()
+    assert build.phase == READY
+    assert (manifest.model, manifest.version, manifest.verified) == ("digits", 1, "native")
+    assert manifest.size_bytes == build.size_bytes > 0
+    assert manifest.goldens_file().name == "goldens.npz"
+
+
+async def test_artifact_for_other_silicon_is_not_called_verified_there(mesh: Mesh) -> None:
+    vnni = machine_of("xeon-cascade-lake-vnni")
+
+    async with worker(mesh, XEON, run=ScriptedBuild()):
+        events = await mesh.compile("digits", "ort-fp32", fingerprint_json=vnni.to_bytes())
+    manifest = await manifest_of(mesh, events[-1].build.artifact_key)
+
+    assert manifest.verified == "no"
+    assert same_arithmetic(vnni, vnni)
+
+
+async def test_failure_is_typed_remembered_and_shows_the_gate(mesh: Mesh) -> None:
+    gate = GateReport(False, "fp32", 4, failures=("cosine is 0.1, allowed is 0.999",))
+    script = ScriptedBuild(
+        failure=ChildFailure(FailureKind.DETERMINISTIC, "gate_missed", "the gate was missed", "x" * 9000, gate=gate)
+    )
+
+    async with worker(mesh, XEON, run=script):
+        build = await compile_fp32(mesh)
+        again = await compile_fp32(mesh)
+        forced = await compile_fp32(mesh, force=True)
+
+    assert (build.phase, build.failure.code) == (FAILED, "gate_missed")
+    assert build.failure.kind == compiler_pb2.BUILD_FAILURE_KIND_DETERMINISTIC
+    assert len(build.failure.log_tail) == 4096
+    assert b"cosine is 0.1" in build.gate_json
+    assert (again.cached, again.failure.code) == (True, "gate_missed")
+    assert not forced.cached
+    assert len(script.specs) == 2
+    assert list((await mesh.artifacts.ListArtifacts(artifacts_pb2.ListArtifactsRequest())).artifacts) == []
+
+
+async def test_lost_input_fails_the_build_and_not_the_worker(mesh: Mesh) -> None:
+    record = await mesh.storage.index.model("digits")
+    for chunk in record.files[0].chunks:
+        await mesh.storage.chunks.delete(chunk.digest)  # type: ignore[attr-defined]
+
+    async with worker(mesh, XEON, run=ScriptedBuild()):
+        first = await compile_fp32(mesh)
+        await register_digits(mesh, "again")  # brings the chunks back
+        second = await compile_fp32(mesh, force=True)
+
+    assert (first.phase, first.failure.code) == (FAILED, "input_missing")
+    assert first.failure.kind == compiler_pb2.BUILD_FAILURE_KIND_INFRASTRUCTURE
+    assert second.phase == READY
+
+
+async def test_two_orders_are_one_build(mesh: Mesh) -> None:
+    hold = asyncio.Event()
+    script = ScriptedBuild(hold=hold)
+
+    async with worker(mesh, XEON, run=script):
+        orders = [asyncio.ensure_future(compile_fp32(mesh)) for _ in range(3)]
+        await asyncio.wait_for(script.started.wait(), LIMIT_S)
+        hold.set()
+        builds = await asyncio.gather(*orders)
+
+    assert {build.phase for build in builds} == {READY}
+    assert len({build.artifact_key for build in builds}) == len(script.specs) == 1
+
+
+async def test_cancelled_build_stops_its_child_and_publishes_nothing(mesh: Mesh) -> None:
+    script = ScriptedBuild(hold=asyncio.Event())
+
+    async with worker(mesh, XEON, run=script):
+        watching = asyncio.ensure_future(compile_fp32(mesh))
+        await asyncio.wait_for(script.started.wait(), LIMIT_S)
+        key = (await mesh.compiler.ListBuilds(compiler_pb2.ListBuildsRequest())).builds[0].artifact_key
+        await mesh.compiler.CancelBuild(compiler_pb2.CancelBuildRequest(artifact_key=key))
+        build = await watching
+        await asyncio.wait_for(script.cancelled.wait(), LIMIT_S)
+
+    assert build.phase == CANCELLED
+    assert not script.directories[0].exists()
+
+
+async def test_long_build_keeps_its_lease(mesh: Mesh) -> None:
+    hold = asyncio.Event()
+    script = ScriptedBuild(hold=hold)
+
+    async with worker(mesh, XEON, run=script, lease_s=0.4):
+        watching = asyncio.ensure_future(compile_fp32(mesh))
+        await asyncio.wait_for(script.started.wait(), LIMIT_S)
+        with pytest.raises(TimeoutError):  # four leases go by
+            await asyncio.wait_for(asyncio.shield(watching), 1.6)
+        hold.set()
+        build = await watching
+
+    assert (build.phase, build.attempts) == (READY, 1)
+
+
+async def test_stopping_worker_finishes_a_build_within_its_drain_time(mesh: Mesh) -> None:
+    hold = asyncio.Event()
+    script = ScriptedBuild(hold=hold)
+
+    async with worker(mesh, XEON, run=script):
+        watching = asyncio.ensure_future(compile_fp32(mesh))
+        await asyncio.wait_for(script.started.wait(), LIMIT_S)
+        asyncio.get_running_loop().call_later(0.2, hold.set)
+    build = await asyncio.wait_for(watching, LIMIT_S)
+
+    assert build.phase == READY
+
+
+async def test_stopping_worker_gives_a_long_build_back_and_another_does_it(mesh: Mesh) -> None:
+    script = ScriptedBuild(hold=asyncio.Event())
+
+    async with worker(mesh, XEON, run=script, drain_s=0.05, lease_s=60):
+        watching = asyncio.ensure_future(compile_fp32(mesh))
+        await asyncio.wait_for(script.started.wait(), LIMIT_S)
+    left = (await mesh.compiler.ListBuilds(compiler_pb2.ListBuildsRequest())).builds[0]
+    async with worker(mesh, XEON, run=ScriptedBuild(), worker_id="worker-2"):
+        build = await asyncio.wait_for(watching, LIMIT_S)
+
+    assert script.cancelled.is_set()
+    assert list(mesh.scratch.iterdir()) == []
+    assert left.phase == QUEUED
+    assert (build.phase, build.attempts) == (READY, 1)
+
+
+async def test_worker_waits_for_a_lost_redis_and_goes_on(
+    redis_factory: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    server = redis_factory()
+    async with compiler_mesh(server.url, tmp_path) as mesh:
+        await register_digits(mesh)
+        async with worker(mesh, XEON, run=ScriptedBuild()):
+            server.stop()
+            server.start()
+            async with asyncio.timeout(LIMIT_S):
+                while not await mesh.storage.jobs.workers():
+                    await asyncio.sleep(0.05)
+            build = await compile_fp32(mesh)
+
+    assert build.phase == READY
+
+
+# --- settings
+
+
+def test_all_bad_settings_are_told_together() -> None:
+    environ = {
+        "DOVETAIL_WORKER_CONCURRENCY": "many",
+        "DOVETAIL_LEASE_S": "-1",
+        "DOVETAIL_LOG_JSON": "maybe",
+        "DOVETAIL_WORKER_ID": "A",
+    }
+
+    with pytest.raises(InvalidInputError) as caught:
+        WorkerSettings.from_env(environ)
+
+    assert all(name in str(caught.value) for name in environ)
+
+
+def test_empty_environment_is_enough() -> None:
+    assert CompilerSettings.from_env({}).address == "0.0.0.0:7001"
+    assert WorkerSettings.from_env({}).worker_id.startswith("worker-")
+
+
+# --- processes
+
+
+@asynccontextmanager
+async def process(module: str, redis_url: str, root: Path, **environ: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A real process of ours; killed at the end if it still runs."""
+    running = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module),
+        env={
+            "PATH": os.environ["PATH"],
+            "TMPDIR": str(root / "tmp"),
+            "DOVETAIL_REDIS_URL": redis_url,
+            "DOVETAIL_DATA_DIR": str(root / "data"),
+            "DOVETAIL_COMPILER_ADDRESS": "127.0.0.1:0",
+            **environ,
+        },
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        yield running
+    finally:
+        if running.returncode is None:
+            os.killpg(running.pid, signal.SIGKILL)
+            await running.communicate()
+
+
+async def line_with(running: asyncio.subprocess.Process, event: str) -> str:
+    assert running.stderr is not None
+    async with asyncio.timeout(60):
+        while line := (await running.stderr.readline()).decode():
+            if event in line:
+                return line
+    pytest.fail(f"the process ended without {event}")
+
+
+async def ended(running: asyncio.subprocess.Process) -> tuple[int | None, str]:
+    _, text = await asyncio.wait_for(running.communicate(), 60)
+    return running.returncode, text.decode()
+
+
+async def test_service_waits_for_redis_serves_and_stops_on_sigterm(
+    redis_factory: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    server = redis_factory()
+    server.stop()
+    port_file = tmp_path / "port"
+    async with process("compiler_svc", server.url, tmp_path, DOVETAIL_PORT_FILE=str(port_file)) as running:
+        waiting = await line_with(running, "redis.waiting")
+        server.start()
+        await line_with(running, "compiler.listening")
+        async with open_channel(f"127.0.0.1:{int(port_file.read_text())}") as channel:
+            listed = await ModelRegistryStub(channel).ListModels(registry_pb2.ListModelsRequest())  # type: ignore[no-untyped-call]
+        running.send_signal(signal.SIGTERM)
+        code, _ = await ended(running)
+
+    assert "does not answer" in waiting
+    assert list(listed.models) == []
+    assert code == 0
+
+
+async def test_service_says_which_port_is_taken(redis_url: str, tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        address = f"127.0.0.1:{holder.getsockname()[1]}"
+        async with process("compiler_svc", redis_url, tmp_path, DOVETAIL_COMPILER_ADDRESS=address) as running:
+            code, text = await ended(running)
+
+    assert code == 1
+    assert "is already in use by another process; choose another with DOVETAIL_COMPILER_ADDRESS or --address" in text
+    assert "Traceback" not in text
+
+
+async def test_service_gives_up_on_redis_after_its_limit(tmp_path: Path) -> None:
+    nowhere = f"unix://{tmp_path}/no.sock"
+    async with process("compiler_svc", nowhere, tmp_path, DOVETAIL_REDIS_WAIT_S="0") as running:
+        code, text = await ended(running)
+
+    assert code == 1
+    assert "gave up after 0 s" in text
+
+
+async def test_service_with_bad_settings_names_them_and_does_not_start(redis_url: str, tmp_path: Path) -> None:
+    async with process(
+        "compiler_svc", redis_url, tmp_path, DOVETAIL_COMPILER_ADDRESS="7001", DOVETAIL_LOG_LEVEL="loud"
+    ) as it:
+        code, text = await ended(it)
+
+    assert code == 2
+    assert "DOVETAIL_COMPILER_ADDRESS" in text
+    assert "DOVETAIL_LOG_LEVEL" in text
+
+
+async def test_worker_process_stopped_in_a_build_leaves_no_child_and_no_files(redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    async with compiler_mesh(redis_url, tmp_path) as mesh:
+        await mesh.push_digits()
+        async with process("compiler_svc.worker", redis_url, tmp_path, DOVETAIL_WORKER_DRAIN_S="0") as running:
+            await line_with(running, "worker.ready")
+            stream = mesh.compiler.Compile(compiler_pb2.CompileRequest(model="digits", recipes=["ort-fp32"]))
+            async for event in stream:
+                if event.build.message.startswith(("starting", "optimising")):
+                    break
+            children = children_of(running.pid)
+            running.send_signal(signal.SIGTERM)
+            code, _ = await ended(running)
+            stream.cancel()
+        left = (await mesh.compiler.ListBuilds(compiler_pb2.ListBuildsRequest())).builds[0]
+
+    assert children
+    assert code == 0
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    assert list((tmp_path / "tmp" / "dovetail").iterdir()) == []
+    assert left.phase in (QUEUED, compiler_pb2.BUILD_PHASE_UNROUTED)
+
+
+def children_of(pid: int) -> list[int]:
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
