@@ -110,6 +110,8 @@ def _job(record: ModelRecord, target: Fingerprint, recipe: Recipe, contract: Con
     tools = toolchain_of(worker.record, recipe.engine)
     return BuildJob(
         artifact_key=artifact_key(
+            model=record.model.name,
+            version=record.model.version,
             model_digest=record.model.model_digest,
             recipe=recipe,
             toolchain=tools,

@@ -212,6 +212,8 @@ def _file_entry(document: Mapping[str, Any]) -> FileEntry:
 
 def artifact_key(
     *,
+    model: str,
+    version: int,
     model_digest: str,
     recipe: Recipe,
     toolchain: Mapping[str, str],
@@ -222,6 +224,8 @@ def artifact_key(
     """Key of a build's result: equal if and only if the bytes and their meaning should be equal.
 
     Args:
+        model: Model name. A manifest says which model version it is of, and a node serves it as that and nothing else.
+        version: Its version.
         model_digest: Digest of the normalised graph (not of the file: serialisation order and doc strings vary).
         recipe: With all defaults resolved.
         toolchain: Tool -> exact version of every tool that touches bytes.
@@ -235,7 +239,7 @@ def artifact_key(
     return digest_of(
         {
             "schema": SCHEMA,
-            "model": model_digest,
+            "model": [model, version, model_digest],
             "recipe": recipe.to_json(),
             "toolchain": dict(toolchain),
             "target": dict(target),

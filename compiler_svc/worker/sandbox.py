@@ -153,6 +153,7 @@ def _environment(directory: Path, threads: int) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "ORT_INTRA_OP_NUM_THREADS": str(threads),  # for the sessions that the quantiser opens by itself
         "MALLOC_ARENA_MAX": "2",
+        "ORT_DISABLE_TELEMETRY": "1",
     }
 
 
@@ -176,7 +177,7 @@ async def _follow(process: asyncio.subprocess.Process, on_progress: OnProgress) 
 async def _kill_group(process: asyncio.subprocess.Process) -> None:
     """End the child and everything it started; waits until the child is reaped, also if we are being cancelled."""
     with contextlib.suppress(ProcessLookupError):
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
     await asyncio.shield(process.wait())
 
 

@@ -16,6 +16,7 @@ Settings that are a choice:
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,7 @@ def create() -> Engine:
     Raises:
         UnsupportedError: onnxruntime is not installed here.
     """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read at import: 1.31 carries usage reporting
     try:
         import onnxruntime
     except ImportError as exc:

@@ -45,6 +45,7 @@ def _load_failure(folder: Path, name: str) -> str:
 
 
 def _ask() -> dict[str, Any]:
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read at import
     import onnxruntime
 
     providers = list(onnxruntime.get_available_providers())

@@ -53,7 +53,13 @@ def _candidate(machine: Fingerprint, number: int) -> Candidate:
     return Candidate(
         Manifest(
             artifact_key=artifact_key(
-                model_digest=digest, recipe=recipe, toolchain={}, target={}, calibration_digest=""
+                model="digits",
+                version=1,
+                model_digest=digest,
+                recipe=recipe,
+                toolchain={},
+                target={},
+                calibration_digest="",
             ),
             model="digits",
             version=1,

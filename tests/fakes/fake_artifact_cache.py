@@ -37,6 +37,7 @@ class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServi
         requests: Digests of each FetchChunks call.
         nodes: Every report of a node, in order.
         negotiations: Every request to negotiate or watch, in order.
+        lists: How often the models were listed.
         reported: Artifact keys of the benchmarks that were reported.
     """
 
@@ -52,6 +53,7 @@ class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServi
         self.nodes: list[fleet_pb2.Node] = []
         self.negotiations: list[artifacts_pb2.NegotiateRequest] = []
         self.reported: list[str] = []
+        self.lists = 0
         self.holding = asyncio.Event()
         self._chunks: dict[str, bytes] = {}
         self._manifests: dict[str, bytes] = {}
@@ -121,13 +123,19 @@ class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServi
             await self._changed.wait_for(lambda: any(predicate(node) for node in self.nodes))
         return next(node for node in self.nodes if predicate(node))
 
-    async def Negotiate(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+    async def wait_for_lists(self, more: int) -> None:
+        """Wait until the models were listed so many more times."""
+        wanted = self.lists + more
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.lists >= wanted)
+
+    async def Negotiate(self, request, context):  # type: ignore[no-untyped-def]
         self.negotiations.append(request)
         if request.model not in self._offers:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.model}")
         return self._offers[request.model]
 
-    async def WatchOffers(self, request, context) -> AsyncIterator[artifacts_pb2.Offer]:  # type: ignore[no-untyped-def]  # noqa: N802
+    async def WatchOffers(self, request, context) -> AsyncIterator[artifacts_pb2.Offer]:  # type: ignore[no-untyped-def]
         self.negotiations.append(request)
         if request.model not in self._offers:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {request.model}")
@@ -138,13 +146,13 @@ class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServi
                 told[:] = [self._offers[request.model]]
             yield told[0]
 
-    async def GetManifest(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+    async def GetManifest(self, request, context):  # type: ignore[no-untyped-def]
         data = self._manifests.get(request.artifact_key)
         if data is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no artifact {request.artifact_key}")
         return artifacts_pb2.ManifestReply(manifest_json=data, digest=sha256_hex(data))
 
-    async def FetchChunks(self, request, context) -> AsyncIterator[artifacts_pb2.Chunk]:  # type: ignore[no-untyped-def]  # noqa: N802
+    async def FetchChunks(self, request, context) -> AsyncIterator[artifacts_pb2.Chunk]:  # type: ignore[no-untyped-def]
         self.requests.append(list(request.digests))
         drop_after = self.drop_after.pop(0) if self.drop_after else None
         for count, digest in enumerate(request.digests):
@@ -169,17 +177,20 @@ class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServi
             data, codec = zstandard.ZstdCompressor().compress(data), artifacts_pb2.CHUNK_CODEC_ZSTD
         return artifacts_pb2.Chunk(digest=digest, codec=codec, data=data, size_bytes=size_bytes)
 
-    async def ReportBenchmark(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+    async def ReportBenchmark(self, request, context):  # type: ignore[no-untyped-def]
         self.reported.append(request.artifact_key)
         return artifacts_pb2.ReportBenchmarkResponse()
 
-    async def ReportNode(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+    async def ReportNode(self, request, context):  # type: ignore[no-untyped-def]
         async with self._changed:
             self.nodes.append(request)
             self._changed.notify_all()
         return fleet_pb2.ReportNodeResponse(next_report_s=0.2)
 
-    async def ListModels(self, request, context):  # type: ignore[no-untyped-def]  # noqa: N802
+    async def ListModels(self, request, context):  # type: ignore[no-untyped-def]
+        async with self._changed:
+            self.lists += 1
+            self._changed.notify_all()
         return registry_pb2.ListModelsResponse(
             models=[registry_pb2.Model(name=name, version=offer.version) for name, offer in self._offers.items()]
         )

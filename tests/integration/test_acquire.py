@@ -407,6 +407,7 @@ async def test_a_bad_artifact_is_not_tried_again_until_the_offer_changes(
     async with again.following():
         await again.until(lambda: again.updater.problem != "")
         assert "onnxruntime cannot load" in again.updater.problem
+        assert "failed here before" in again.updater.problem
         assert sum(service.sent.values()) == fetched, "nothing was fetched for an artifact that is known to be bad"
 
         good = digits_artifact()

@@ -390,21 +390,22 @@ async def test_cancelled_task_leaves_no_process(directory: Path) -> None:
 
 
 async def test_child_dies_with_a_parent_that_was_killed(directory: Path) -> None:
-    child = """
-        import os, time
-        from compiler_svc.worker.child import die_with_parent
-        die_with_parent()
-        print('{"phase": "building", "fraction": 0, "message": "%d"}' % os.getpid(), flush=True)
-        time.sleep(600)
-    """
     parent = f"""
-        import asyncio, pathlib
-        from compiler_svc.worker.build_spec import ChildLimits, IntakeSpec
-        from compiler_svc.worker.sandbox import run_task
-        asyncio.run(run_task(pathlib.Path({str(directory)!r}), IntakeSpec(), limits=ChildLimits(), threads=1,
-            on_progress=lambda step: print(step.message, flush=True), program=("-c", {textwrap.dedent(child)!r})))
+        import asyncio, os, pathlib
+        from compiler_svc.worker.sandbox import run_build
+        from tests.integration.test_build_child import LIMITS, OPENVINO, spec_of
+
+        def tell(step):
+            children = pathlib.Path(f"/proc/{{os.getpid()}}/task/{{os.getpid()}}/children").read_text().split()
+            print(*children, flush=True)
+
+        spec = spec_of(OPENVINO, calibration_file="calibration.npz")
+        asyncio.run(run_build(pathlib.Path({str(directory)!r}), spec, limits=LIMITS, on_progress=tell))
     """
-    process = await asyncio.create_subprocess_exec(sys.executable, *program(parent), stdout=asyncio.subprocess.PIPE)
+    root = Path(__file__).resolve().parents[2]
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *program(parent), stdout=asyncio.subprocess.PIPE, cwd=root
+    )
     assert process.stdout is not None
     pid = int(await asyncio.wait_for(process.stdout.readline(), 30))
     assert not gone(pid)
@@ -413,6 +414,7 @@ async def test_child_dies_with_a_parent_that_was_killed(directory: Path) -> None
     await process.wait()
 
     await until_gone(pid)
+    assert not (directory / "result.json").exists()
 
 
 async def test_memory_bomb_is_a_resource_failure(directory: Path) -> None:

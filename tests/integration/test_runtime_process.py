@@ -86,7 +86,7 @@ async def test_models_are_unloaded_and_loaded_on_demand(service: FakeArtifactCac
 
         await node.ask("RepositoryModelUnload", oip.RepositoryModelUnloadRequest(model_name="digits"))
         assert not (await node.ask("ModelReady", oip.ModelReadyRequest(name="digits"))).ready
-        await asyncio.sleep(0.2)  # several polls, which must not bring it back
+        await service.wait_for_lists(3)  # polls, which must not bring it back
         assert not (await node.ask("ModelReady", oip.ModelReadyRequest(name="digits"))).ready
 
         await node.ask("RepositoryModelLoad", oip.RepositoryModelLoadRequest(model_name="digits"))

@@ -36,6 +36,8 @@ def recipe(**changes: Any) -> Recipe:
 
 def key(**changes: Any) -> str:
     values: dict[str, Any] = {
+        "model": "digits",
+        "version": 3,
         "model_digest": "0" * 64,
         "recipe": recipe(),
         "toolchain": {"onnxruntime": "1.31.1"},
@@ -85,6 +87,8 @@ def test_only_files_that_the_engine_loads_count_as_size() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
+        {"model": "twin"},
+        {"version": 4},
         {"model_digest": "2" * 64},
         {"recipe": recipe(options={"per_channel": False, "reduce_range": False})},
         {"recipe": recipe(excluded_nodes=("/head/Conv",))},
