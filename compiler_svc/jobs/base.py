@@ -56,7 +56,7 @@ class JobQueue(Protocol):
         ...
 
     async def progress(self, lease: Lease, build: Build) -> None:
-        """Record a new state (phase, fraction, message, figures) and tell the watchers; ignored if the lease is lost."""
+        """Record a new state (phase, fraction, message, figures) and tell the watchers; ignored without a lease."""
         ...
 
     async def publish(self, lease: Lease, manifest: bytes, build: Build) -> bool:
@@ -84,7 +84,7 @@ class JobQueue(Protocol):
         ...
 
     def watch(self, artifact_keys: Iterable[str], *, after: str = "") -> AsyncIterator[BuildEvent]:
-        """The current state of each build, then every change, until all have ended; UnavailableError if Redis is lost."""
+        """The current state of each build, then every change until all have ended; UnavailableError without Redis."""
         ...
 
     async def heartbeat(self, worker: WorkerRecord) -> None:

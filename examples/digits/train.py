@@ -184,9 +184,7 @@ def train(model: nn.Module, split: Split, epochs: int, seed: int) -> None:
     images, labels = torch.from_numpy(split.image), torch.from_numpy(split.label)
     batches = len(split) // BATCH_SIZE
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=3e-3, total_steps=epochs * batches
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=epochs * batches)
     model.train()
     for epoch in range(1, epochs + 1):
         order = torch.randperm(len(split), generator=generator)
@@ -271,9 +269,7 @@ def save_splits(splits: Splits, folder: Path) -> None:
     np.savez_compressed(folder / "calibration.npz", image=splits.calibration.image)
     for name in ("validation", "heldout"):
         split: Split = getattr(splits, name)
-        np.savez_compressed(
-            folder / f"{name}.npz", image=split.image, label=split.label
-        )
+        np.savez_compressed(folder / f"{name}.npz", image=split.image, label=split.label)
 
 
 def report(model: nn.Module, splits: Splits, path: Path) -> None:
