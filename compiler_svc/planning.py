@@ -75,11 +75,21 @@ def plan_builds(
         recipes: What it could use, see `dovetail.negotiation.wanted_recipes`.
         workers: Live ones, see `builders`.
     """
-    return tuple(_plan(record, target, recipe, workers) for recipe in recipes)
+    told = _Target(target, target.to_bytes(), hardware_class(target).key)
+    return tuple(_plan(record, told, recipe, workers) for recipe in recipes)
 
 
-def _plan(record: ModelRecord, target: Fingerprint, recipe: Recipe, workers: Sequence[Builder]) -> PlannedBuild:
-    where = hardware_class(target).key
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The machine that artifacts are for, with what every job of one order repeats."""
+
+    fingerprint: Fingerprint
+    document: bytes
+    class_key: str
+
+
+def _plan(record: ModelRecord, told: _Target, recipe: Recipe, workers: Sequence[Builder]) -> PlannedBuild:
+    target, where = told.fingerprint, told.class_key
     rules = rules_for(recipe.engine)
     if rules is None:
         return PlannedBuild(recipe, where, None, f"engine {recipe.engine}, which this version does not know")
@@ -90,7 +100,7 @@ def _plan(record: ModelRecord, target: Fingerprint, recipe: Recipe, workers: Seq
         contract = rules.contract_for(recipe, model_facts(record.model), worker.fingerprint, target)
         obstacle = _obstacle(rules, contract, worker.fingerprint)
         if obstacle is None:
-            return PlannedBuild(recipe, where, _job(record, target, recipe, contract, worker))
+            return PlannedBuild(recipe, where, _job(record, told, recipe, contract, worker))
         obstacles.append(f"worker {worker.record.id} cannot run it to check it ({obstacle})")
     contract = rules.contract_for(recipe, model_facts(record.model), target, target)
     places = " or ".join(sorted(contract.arches)) or "any architecture"
@@ -106,7 +116,7 @@ def _obstacle(rules: EngineRules, contract: Contract, machine: Fingerprint) -> R
     return next((reason for reason in found if reason is not None and reason.verdict >= Verdict.RECOMPILE), None)
 
 
-def _job(record: ModelRecord, target: Fingerprint, recipe: Recipe, contract: Contract, worker: Builder) -> BuildJob:
+def _job(record: ModelRecord, told: _Target, recipe: Recipe, contract: Contract, worker: Builder) -> BuildJob:
     tools = toolchain_of(worker.record, recipe.engine)
     return BuildJob(
         artifact_key=artifact_key(
@@ -122,8 +132,8 @@ def _job(record: ModelRecord, target: Fingerprint, recipe: Recipe, contract: Con
         model=record.model.name,
         version=record.model.version,
         recipe=recipe_message(recipe),
-        hardware_class=hardware_class(target).key,
-        target_fingerprint_json=target.to_bytes(),
+        hardware_class=told.class_key,
+        target_fingerprint_json=told.document,
         contract_json=contract_bytes(contract),
         engine=recipe.engine,
         arch=next(iter(contract.arches)) if len(contract.arches) == 1 else "",
