@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Annotated
 
 import typer
 
-from dovetail.cli import builds, doctor, infer, machines, models, nodes, up, why
+from dovetail.cli import builds, demo, doctor, infer, machines, models, nodes, up, why
 from dovetail.cli.context import DEFAULT_SERVER, ErrorGroup, GlobalOptions
 from dovetail.cli.exit_codes import TEXT
 
@@ -25,9 +24,7 @@ def make_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(epilog=TEXT)(_global_options)
-    demo = "dovetail.cli.demo"
-    if importlib.util.find_spec(demo) is not None:
-        app.command("demo", rich_help_panel=_START)(importlib.import_module(demo).demo)
+    app.command("demo", rich_help_panel=_START)(demo.demo)
     app.command("up", rich_help_panel=_START)(up.up)
     app.command("doctor", rich_help_panel=_START)(doctor.doctor)
     app.command("version", rich_help_panel=_START)(doctor.version)

@@ -89,7 +89,7 @@ def state_text(build: Build) -> str:
         return (
             f"failed ({build.failure.code}): {build.failure.message.splitlines()[0] if build.failure.message else ''}"
         )
-    return f"{build.phase}: {build.message}" if build.message else str(build.phase)
+    return str(build.phase) if build.message in ("", build.phase) else f"{build.phase}: {build.message}"
 
 
 class _MarkColumn(ProgressColumn):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dovetail.cli.demo_assets import digits_folder, held_out
+from dovetail.cli.demo.assets import digits_folder, held_out
 from dovetail.client import connect_async
 from dovetail.client.inference import InferenceNode
 from dovetail.errors import DovetailError

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from dovetail.artifact import CHUNK_BYTES
-from dovetail.cli.demo_assets import digits_folder
+from dovetail.cli.demo.assets import digits_folder
 from dovetail.client import connect_async
 from dovetail.digest import sha256_hex
 from dovetail.mesh import FREE_PORTS, Mesh, MeshOptions

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dovetail.cli.demo_assets import digits_folder, held_out
+from dovetail.cli.demo.assets import digits_folder, held_out
 from dovetail.client import AsyncClient, connect_async
 from dovetail.client.inference import InferenceNode
 from dovetail.mesh import FREE_PORTS, Mesh, MeshOptions

@@ -2,7 +2,7 @@
 """`dovetail demo`: the whole mesh on this machine, from one model to an answer from a node that has lost the network.
 
 Needs nothing running. Every process is real and talks gRPC over loopback on a free port; when the demo ends, also by
-Ctrl-C, all of them are gone. The steps themselves are in `demo_steps`.
+Ctrl-C, all of them are gone. The steps are in `builds`, `serving` and `machines`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from dovetail.cli.demo_steps import Stage
+    from dovetail.cli.demo.stage import Stage
     from dovetail.mesh import Mesh
 
 _WIDTH = 140  # of the tables where there is no terminal to ask
@@ -36,7 +36,7 @@ def demo(
     """Run the whole mesh here and show what it does: push, compile, compare, serve, lose the network, explain.
 
     With --json, tables go to stderr and one document to stdout: {"model", "hardware_class", "artifacts", "served",
-    "offline", "other_machines"}. Ends with 1 if something that it shows does not hold.
+    "offline", "swaps", "other_machines"}. Ends with 1 if something that it shows does not hold.
     """
     import asyncio
 
@@ -53,27 +53,28 @@ async def _until_stopped(keep: bool, data_dir: Path | None, *, as_json: bool) ->
     with contextlib.ExitStack() as held:
         stop = held.enter_context(stop_on_signals())
         root = data_dir or Path(held.enter_context(tempfile.TemporaryDirectory(prefix="dovetail-demo-")))
-        work = asyncio.create_task(_run(root, keep=keep, as_json=as_json, stop=stop))
+        staying = asyncio.Event() if keep else None
+        work = asyncio.create_task(_run(root, staying, as_json=as_json))
         stopping = asyncio.create_task(stop.wait())
-        if keep:
-            await asyncio.wait((work,))
-        else:
-            await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((work, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if not work.done():
             work.cancel()
             await asyncio.wait((work,))
+            if staying is not None and staying.is_set():
+                return
             raise typer.Exit(130)
         work.result()
 
 
-async def _run(root: Path, *, keep: bool, as_json: bool, stop: asyncio.Event) -> None:
+async def _run(root: Path, staying: asyncio.Event | None, *, as_json: bool) -> None:
+    """All steps; with `staying`, set it at the end and stay until cancelled."""
     import os
     import time
 
     from rich.console import Console
 
-    from dovetail.cli.demo_steps import Stage
+    from dovetail.cli.demo.stage import Stage
     from dovetail.cli.output import print_json
     from dovetail.client import connect_async
     from dovetail.mesh import FREE_PORTS, Mesh, MeshOptions
@@ -92,45 +93,44 @@ async def _run(root: Path, *, keep: bool, as_json: bool, stop: asyncio.Event) ->
         async with connect_async(mesh.compiler_address) as client:
             stage = Stage(console, client, fingerprint)
             await _steps(stage, mesh)
-        _say_end(console, time.monotonic() - started)
         if as_json:
             print_json(stage.report)
-        if keep:
-            await _stay(console, mesh, root, stop)
+        if staying is not None:
+            await _stay(console, mesh, root, staying)
     finally:
         with console.status("stopping everything"):
             await mesh.__aexit__(None, None, None)
+    console.print(f"\n[bold green]All of it held.[/] {time.monotonic() - started:.0f} s; every process is stopped.")
 
 
 async def _steps(stage: Stage, mesh: Mesh) -> None:
-    from dovetail.cli import demo_steps
+    from dovetail.cli.demo import builds, machines, serving
 
     stage.title(1, "Push one model")
-    await demo_steps.push(stage)
+    await builds.push(stage)
     stage.title(2, "What is this machine?")
-    demo_steps.show_machine(stage)
-    stage.title(3, "Build everything that it can use")
-    builds = await demo_steps.compile_all(stage)
+    builds.show_machine(stage)
+    stage.title(3, "Build everything that it can use; the nodes serve what is ready meanwhile")
+    async with serving.swaps_recorded(stage):
+        done = await builds.compile_all(stage)
     stage.title(4, "What came out, measured here")
-    predictions = await demo_steps.compare(stage, builds)
+    predictions = await builds.compare(stage, done)
     stage.title(5, "Two nodes negotiate, pull, verify, replay goldens and serve")
-    await demo_steps.serve(stage, predictions)
+    await serving.serve(stage, predictions)
     stage.title(6, "The compiler service and Redis die; the edge agent restarts without a network")
-    await demo_steps.go_offline(stage, mesh, predictions)
+    await serving.go_offline(stage, mesh, predictions)
     stage.title(7, "They come back: what would other machines be offered?")
-    await demo_steps.come_back(stage, mesh)
-    await demo_steps.other_offers(stage)
+    await serving.come_back(stage, mesh)
+    await machines.other_offers(stage)
 
 
-def _say_end(console: Console, seconds: float) -> None:
-    console.print()
-    console.print(f"[bold green]All of it held.[/] {seconds:.0f} s, every process real, nothing left behind.")
+async def _stay(console: Console, mesh: Mesh, root: Path, staying: asyncio.Event) -> None:
+    """Say how to reach the mesh and wait to be cancelled."""
+    import asyncio
 
-
-async def _stay(console: Console, mesh: Mesh, root: Path, stop: asyncio.Event) -> None:
-    """Say how to reach the mesh and wait for Ctrl-C."""
     console.print(f"\nThe mesh stays up until Ctrl-C; its data is in {root}. In another terminal:\n")
     for command in ("models", "artifacts digits", "why digits", "nodes"):
         console.print(f"  dovetail --server {mesh.compiler_address} {command}", soft_wrap=True)
     console.print(f"\n  inference: runtime {mesh.runtime_address}, edge agent {mesh.agent_address}")
-    await stop.wait()
+    staying.set()
+    await asyncio.Event().wait()

@@ -16,7 +16,7 @@ from dovetail.errors import NotFoundError
 from dovetail.fingerprint import Fingerprint
 from dovetail.tensor import Array
 
-_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGE = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True, slots=True)
