@@ -42,4 +42,4 @@ bench: $(READY) ## figures with units, also written to bench-results/*.json (nee
 	$(BIN)/python -m tests.bench
 
 clean: ## remove everything that make made
-	rm -rf $(VENV) build dist bench-results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist bench-results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -19,9 +18,7 @@ from dovetail.clock import SystemClock
 from dovetail.errors import DovetailError
 from dovetail.log import configure
 from dovetail.rpc.address import check_address
-from dovetail.rpc.lifecycle import stop_on_signals
-
-_LOG = logging.getLogger("compiler_svc")
+from dovetail.rpc.lifecycle import run_until_stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,15 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DovetailError as exc:
         print(f"compiler service: {exc}", file=sys.stderr)
         return 2
-    try:
-        asyncio.run(_run(settings))
-    except DovetailError as exc:
-        _LOG.error("compiler.failed why=%r", str(exc))
-        return 1
-    except Exception:
-        _LOG.exception("compiler.bug")
-        return 1
-    return 0
+    return run_until_stopped(lambda stop: _serve(settings, stop))
 
 
 def _settings(arguments: Sequence[str] | None) -> CompilerSettings:
@@ -56,13 +45,12 @@ def _settings(arguments: Sequence[str] | None) -> CompilerSettings:
     return settings
 
 
-async def _run(settings: CompilerSettings) -> None:
+async def _serve(settings: CompilerSettings, stop: asyncio.Event) -> None:
     storage = open_storage(settings.store)
     try:
-        with stop_on_signals() as stop:
-            if await wait_for_redis(storage.redis, stop, wait_s=settings.store.redis_wait_s):
-                async with serving(settings, storage, SystemClock()):
-                    await stop.wait()
+        if await wait_for_redis(storage.redis, stop, wait_s=settings.store.redis_wait_s):
+            async with serving(settings, storage, SystemClock()):
+                await stop.wait()
     finally:
         await storage.redis.aclose()
 

@@ -13,7 +13,7 @@ import logging
 from compiler_svc.index import Index
 from dovetail.errors import UnavailableError
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class ChangeHub:
@@ -46,13 +46,13 @@ class ChangeHub:
             try:
                 async for model in self._index.changes():
                     if lost:
-                        _LOG.info("changes.followed_again")
+                        _log.info("changes.followed_again")
                         lost = False
                         self.announce_all()
                     self.announce(model)
             except UnavailableError as exc:
                 if not lost:
-                    _LOG.warning("changes.lost why=%r", str(exc))
+                    _log.warning("changes.lost why=%r", str(exc))
                 lost = True
             await asyncio.sleep(self._retry_s)
             self.announce_all()

@@ -51,12 +51,8 @@ class Index(Protocol):
         """Keep figures (the newest per hardware class, batch and threads). NotFoundError."""
         ...
 
-    async def benchmarks(self, artifact_key: str) -> Sequence[BenchmarkRecord]:
-        """Figures from the manifest and from nodes."""
-        ...
-
     async def benchmarks_of(self, artifact_keys: Iterable[str]) -> Mapping[str, Sequence[BenchmarkRecord]]:
-        """The same for many artifacts in one round trip (negotiation); a key without a manifest is left out."""
+        """Figures from the manifests and from nodes, in one round trip; a key without a manifest is left out."""
         ...
 
     async def report_node(self, node: Node) -> None:

@@ -32,11 +32,11 @@ from dovetail.wire import (
     build_order_message,
     model_facts,
     objective_message,
-    phase_word,
     read_objective,
+    read_phase,
 )
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 REFRESH_S = 30.0
 """A watcher looks again this often even if nothing was announced: figures reported elsewhere, chunks lost."""
@@ -154,15 +154,20 @@ class OfferDesk:
         return await self._offer(question, await self._load(question.model, question.version))
 
     async def watch(self, request: pb.NegotiateRequest) -> AsyncIterator[pb.Offer]:
-        """The current offer, then a new one whenever the choice changes; ends only with an error. Raises as above."""
+        """The current offer, then a new one whenever the choice changes, or which artifacts are offered below it.
+
+        The second matters to a machine that cannot take the choice (a full disk, failed goldens): what is built later
+        may fit it. Other changes of rank are not told. Ends only with an error. Raises as above.
+        """
         question = Question.read(request)
-        shown: tuple[str, str] | None = None
+        shown: tuple[str, str, frozenset[str]] | None = None
         while True:
             ticket = self._changes.ticket(question.model)
             offer = await self._offer(question, await self._load_shared(question, ticket))
-            choice = (offer.choice, offer.manifest_digest)
-            if choice != shown:
-                shown = choice
+            offered = frozenset(item.artifact_key for item in offer.assessments if item.rank)
+            told = (offer.choice, offer.manifest_digest, offered)
+            if told != shown:
+                shown = told
                 yield offer
             with suppress(TimeoutError):
                 await asyncio.wait_for(ticket.wait(), self._refresh_s)
@@ -228,7 +233,7 @@ class OfferDesk:
             calibrated = facts.has_calibration or not plan.recipe.needs_calibration
             if name in promising and calibrated and plan.job is not None:
                 phases[name] = (await self._orders.submit(plan)).phase
-                _LOG.info("offer.ordered key=%s recipe=%s node=%s", plan.artifact_key, name, question.node)
+                _log.info("offer.ordered key=%s recipe=%s node=%s", plan.artifact_key, name, question.node)
         return phases
 
 
@@ -236,7 +241,7 @@ def _known(plan: PlannedBuild, stock: Stock) -> Wanted:
     build = stock.builds.get(plan.artifact_key)
     if build is None:
         return Wanted(plan.recipe, 0.0, plan.artifact_key)
-    return Wanted(plan.recipe, 0.0, plan.artifact_key, phase_word(build.phase), build.failure.message or build.message)
+    return Wanted(plan.recipe, 0.0, plan.artifact_key, read_phase(build.phase), build.failure.message or build.message)
 
 
 def _message(

@@ -26,7 +26,7 @@ from dovetail.recipe import Recipe
 from dovetail.rules import ModelFacts
 from dovetail.wire import model_facts, recipe_message
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 ENDED = frozenset({pb.BUILD_PHASE_READY, pb.BUILD_PHASE_FAILED, pb.BUILD_PHASE_CANCELLED})
 MAX_RECIPES = 256
@@ -72,9 +72,9 @@ class BuildOrders:
             return _unrouted("", plan)
         build = await self._jobs.submit(plan.job, force=force)
         if build.phase == pb.BUILD_PHASE_READY and build.cached and not await self._is_complete(build.artifact_key):
-            _LOG.warning("build.again key=%s why=incomplete", build.artifact_key)
+            _log.warning("build.again key=%s why=incomplete", build.artifact_key)
             build = await self._jobs.submit(plan.job, force=True)
-        _LOG.info(
+        _log.info(
             "build.ordered key=%s model=%s version=%d recipe=%s phase=%s cached=%s",
             build.artifact_key, build.model, build.version, plan.recipe.name,
             pb.BuildPhase.Name(build.phase), build.cached,

@@ -160,10 +160,6 @@ class RedisIndex:
         if not await self._run("add_benchmark", artifact_key, figure, canonical_json(record.to_json())):
             raise self._no_artifact(artifact_key)
 
-    async def benchmarks(self, artifact_key: str) -> Sequence[BenchmarkRecord]:
-        """See `Index.benchmarks`; a node's figures replace the build's for the same class, batch and threads."""
-        return (await self.benchmarks_of([artifact_key])).get(artifact_key, ())
-
     async def benchmarks_of(self, artifact_keys: Iterable[str]) -> Mapping[str, Sequence[BenchmarkRecord]]:
         """See `Index.benchmarks_of`."""
         wanted = [check_digest(key, "artifact key") for key in artifact_keys]

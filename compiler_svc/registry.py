@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compiler_svc.index import Index
+from compiler_svc.intake.limits import ModelLimits
 from compiler_svc.scratch import scratch_directory
 from compiler_svc.upload import Upload, UploadLimits, receive_upload
-from compiler_svc.worker.build_spec import ChildFailure, IntakeOutcome, IntakeSpec, ModelLimits
+from compiler_svc.worker.build_spec import DEFAULT_LABEL_ARRAY, IntakeOutcome, IntakeSpec
+from compiler_svc.worker.child_failure import ChildFailure
 from dovetail.clock import Clock
 from dovetail.digest import check_name
 from dovetail.errors import InvalidInputError
@@ -27,7 +29,7 @@ from dovetail.store.base import ChunkStore
 from dovetail.store.files import store_file
 from dovetail.wire import chunk_message, tensor_spec_message
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 IntakeRunner = Callable[[Path, IntakeSpec], Awaitable[IntakeOutcome | ChildFailure]]
 """Checks and normalises the files in a directory, in a child process."""
@@ -77,7 +79,7 @@ class ModelRegistry:
             outcome = await self._intake(directory, upload)
             record = await self._record(upload, outcome)
             stored, created = await self._index.add_model(record)
-        _LOG.info(
+        _log.info(
             "model.pushed name=%s version=%d created=%s size_bytes=%d model_digest=%s",
             stored.model.name, stored.model.version, created, stored.model.size_bytes, stored.model.model_digest[:12],
         )  # fmt: skip
@@ -110,7 +112,7 @@ class ModelRegistry:
         """Remove a version or all. Raises InvalidInputError, NotFoundError, UnavailableError."""
         check_name(request.name, "model name")
         count = await self._index.delete_model(request.name, check_version(request.version))
-        _LOG.info("model.deleted name=%s version=%d versions=%d", request.name, request.version, count)
+        _log.info("model.deleted name=%s version=%d versions=%d", request.name, request.version, count)
         return count
 
     async def _intake(self, directory: Path, upload: Upload) -> IntakeOutcome:
@@ -123,13 +125,14 @@ class ModelRegistry:
             },
             calibration_file=calibration.path.name if calibration else "",
             validation_file=validation.path.name if validation else "",
-            label_array=upload.policy.label_array or "label",
+            label_array=upload.policy.label_array,
+            task=upload.policy.task,
             limits=self._options.model,
         )
         async with self._intakes:
             outcome = await self._run_intake(directory, spec)
         if isinstance(outcome, ChildFailure):
-            _LOG.info("model.refused name=%s code=%s kind=%s", upload.model, outcome.code, outcome.kind.value)
+            _log.info("model.refused name=%s code=%s kind=%s", upload.model, outcome.code, outcome.kind.value)
             raise outcome.to_error()
         return outcome
 
@@ -176,7 +179,7 @@ def resolved_policy(policy: pb.AccuracyPolicy, *, labelled: bool) -> pb.Accuracy
     resolved = pb.AccuracyPolicy()
     resolved.CopyFrom(policy)
     resolved.task = policy.task or ("classification" if labelled else "generic")
-    resolved.label_array = policy.label_array or "label"
+    resolved.label_array = policy.label_array or DEFAULT_LABEL_ARRAY
     return resolved
 
 

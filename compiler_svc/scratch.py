@@ -4,18 +4,19 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from dovetail.errors import DovetailError, OverLimitError, UnavailableError
+from dovetail.errors import DovetailError
+from dovetail.store.durable import disk_errors
 
 _T = TypeVar("_T")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SETTING = "DOVETAIL_SCRATCH_DIR"
+"""The variable that says where scratch directories are made."""
 
 
 @asynccontextmanager
@@ -31,7 +32,7 @@ async def scratch_directory(root: Path, prefix: str) -> AsyncIterator[Path]:
         root.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=prefix, dir=root))
 
-    making = asyncio.ensure_future(disk_call(make, what="the scratch directory"))
+    making = asyncio.ensure_future(disk_call(make, action="make the scratch directory"))
     try:
         yield await asyncio.shield(making)
     finally:
@@ -47,23 +48,12 @@ async def _remove(making: asyncio.Future[Path]) -> None:
     await asyncio.to_thread(shutil.rmtree, directory, ignore_errors=True)
 
 
-async def disk_call(call: Callable[..., _T], *args: object, what: str) -> _T:
-    """Run a disk operation in a thread; `what` names for people what it was about, without a path.
+async def disk_call(call: Callable[..., _T], *args: object, action: str) -> _T:
+    """Run an operation on a file in a scratch directory in a thread; `action` says what it does, without a path.
 
     Raises:
         OverLimitError: The disk or quota is full.
         UnavailableError: Any other failure of the disk.
     """
-    with disk_errors(what):
+    with disk_errors(action, setting=SETTING):
         return await asyncio.to_thread(call, *args)
-
-
-@contextmanager
-def disk_errors(what: str) -> Iterator[None]:
-    """The system's errors as ours, see `disk_call`."""
-    try:
-        yield
-    except OSError as exc:
-        if exc.errno in _FULL:
-            raise OverLimitError(f"no room left on the service's disk for {what}; free some and try again") from exc
-        raise UnavailableError(f"{what} cannot be used: {exc.strerror or type(exc).__name__}") from exc

@@ -22,7 +22,8 @@ from compiler_svc.registry import IntakeRunner, ModelRegistry, RegistryOptions
 from compiler_svc.servicers import artifacts, compiler, fleet, registry
 from compiler_svc.settings import CompilerSettings
 from compiler_svc.storage import Storage
-from compiler_svc.worker.build_spec import ChildFailure, IntakeOutcome, IntakeSpec, Progress
+from compiler_svc.worker.build_spec import IntakeOutcome, IntakeSpec, Progress
+from compiler_svc.worker.child_failure import ChildFailure
 from compiler_svc.worker.sandbox import run_intake
 from dovetail.clock import Clock
 from dovetail.pb.v1.artifacts_pb2_grpc import add_ArtifactCacheServicer_to_server
@@ -31,7 +32,7 @@ from dovetail.pb.v1.fleet_pb2_grpc import add_FleetServicer_to_server
 from dovetail.pb.v1.registry_pb2_grpc import add_ModelRegistryServicer_to_server
 from dovetail.rpc.server import RpcServer, ServerOptions
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 64 << 20
 """A list of some thousand manifests is the largest message; content travels in chunks of 1 MiB."""
@@ -53,7 +54,7 @@ async def serving(settings: CompilerSettings, storage: Storage, clock: Clock) ->
         port_file=settings.port_file,
     )
     following = asyncio.create_task(changes.run())
-    _LOG.info("compiler.listening address=%s port=%d", settings.address, rpc.port)
+    _log.info("compiler.listening address=%s port=%d", settings.address, rpc.port)
     try:
         yield rpc
     finally:
@@ -61,7 +62,7 @@ async def serving(settings: CompilerSettings, storage: Storage, clock: Clock) ->
         following.cancel()
         with suppress(asyncio.CancelledError):
             await following
-        _LOG.info("compiler.stopped port=%d", rpc.port)
+        _log.info("compiler.stopped port=%d", rpc.port)
 
 
 def _add_services(
@@ -97,4 +98,4 @@ def _intake_runner(settings: CompilerSettings) -> IntakeRunner:
 
 
 def _unheard(progress: Progress) -> None:
-    _LOG.debug("intake.progress fraction=%.2f message=%r", progress.fraction, progress.message)
+    _log.debug("intake.progress fraction=%.2f message=%r", progress.fraction, progress.message)

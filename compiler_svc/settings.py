@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler_svc.environment import Reader, StoreSettings
+from compiler_svc.shared_settings import StoreSettings, scratch_dir
 from compiler_svc.upload import UploadLimits
 from compiler_svc.worker.build_spec import ChildLimits
 from dovetail.log import LEVELS
+from dovetail.rpc.address import check_address
+from dovetail.settings import SettingsReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,13 @@ class CompilerSettings:
         Raises:
             InvalidInputError: Names every bad value, not only the first.
         """
-        read = Reader(environ)
+        read = SettingsReader(environ)
         upload = UploadLimits()
         settings = CompilerSettings(
             store=StoreSettings.read(read),
-            address=read.address("DOVETAIL_COMPILER_ADDRESS", "0.0.0.0:7001"),
+            address=read.checked("DOVETAIL_COMPILER_ADDRESS", "0.0.0.0:7001", check_address),
             port_file=read.optional_path("DOVETAIL_PORT_FILE"),
-            scratch=read.path("DOVETAIL_SCRATCH_DIR", read.default_scratch()),
+            scratch=scratch_dir(read),
             upload=UploadLimits(
                 total_bytes=read.integer("DOVETAIL_MAX_PUSH_BYTES", upload.total_bytes, low=1, high=1 << 50)
             ),
@@ -62,7 +64,7 @@ class CompilerSettings:
             concurrent_intakes=read.integer("DOVETAIL_CONCURRENT_INTAKES", 2, low=1, high=64),
             grace_s=read.number("DOVETAIL_STOP_GRACE_S", 5.0, low=0.0, high=600.0),
             log_level=read.choice("DOVETAIL_LOG_LEVEL", "info", LEVELS),
-            log_json=read.flag("DOVETAIL_LOG_JSON"),
+            log_json=read.optional_flag("DOVETAIL_LOG_JSON"),
         )
         read.finish()
         return settings

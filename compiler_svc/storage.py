@@ -8,11 +8,11 @@ import logging
 import time
 from dataclasses import dataclass
 
-from compiler_svc.environment import StoreSettings
 from compiler_svc.index import Index
 from compiler_svc.jobs.base import JobQueue
 from compiler_svc.jobs.redis_jobs import RedisJobQueue
 from compiler_svc.redis_index import RedisIndex
+from compiler_svc.shared_settings import StoreSettings
 from dovetail.errors import UnavailableError
 from dovetail.store.base import ChunkStore
 from dovetail.store.disk import DiskChunkStore, DiskDocumentStore
@@ -21,7 +21,7 @@ from dovetail.store.redis_connection import RedisConnection, connect
 from dovetail.store.tiered import TieredChunkStore
 from dovetail.store.verified import VerifiedChunkStore
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +77,12 @@ async def wait_for_redis(redis: RedisConnection, stop: asyncio.Event, *, wait_s:
             if time.monotonic() >= deadline_s:
                 raise UnavailableError(f"gave up after {wait_s:.0f} s: {exc}") from exc
             if not told:
-                _LOG.warning("redis.waiting address=%s limit_s=%.0f why=%r", redis.address, wait_s, str(exc))
+                _log.warning("redis.waiting address=%s limit_s=%.0f why=%r", redis.address, wait_s, str(exc))
                 told = True
             await pause(stop, pause_s)
         else:
             if told:
-                _LOG.info("redis.found address=%s", redis.address)
+                _log.info("redis.found address=%s", redis.address)
             return True
     return False
 

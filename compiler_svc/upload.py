@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from compiler_svc.scratch import disk_call, disk_errors
+from compiler_svc.scratch import SETTING, disk_call
 from dovetail.digest import check_digest, check_name
 from dovetail.errors import InvalidInputError, OverLimitError
 from dovetail.pb.v1 import registry_pb2 as pb
+from dovetail.store.durable import disk_errors
 
-_WHAT = "the upload"
+_ACTION = "keep the upload"
 _TASKS = ("", "classification", "generic")
 _WORDS = {
     pb.FILE_ROLE_MODEL: "model",
@@ -197,7 +198,7 @@ class _Data:
 
 def _create(path: Path) -> BinaryIO:
     """Open a new file; not in a thread, because a cancelled wait for the thread would leave it open."""
-    with disk_errors(_WHAT):
+    with disk_errors(_ACTION, setting=SETTING):
         return path.open("xb")
 
 
@@ -219,8 +220,8 @@ async def _receive_file(source: _Data, announced: pb.PushFile, path: Path) -> Re
             received += len(data)
             if received > announced.size_bytes:
                 raise InvalidInputError(f"{label} is longer than its {announced.size_bytes} announced bytes")
-            await disk_call(append, data, what=_WHAT)
-        await disk_call(file.flush, what=_WHAT)
+            await disk_call(append, data, action=_ACTION)
+        await disk_call(file.flush, action=_ACTION)
     finally:
         with suppress(OSError):  # what is buffered after a failed write fails here again
             file.close()

@@ -23,7 +23,9 @@ of the server, a secret or a traceback (those go to the log).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
+from types import MappingProxyType
 
 
 class ErrorCode(StrEnum):
@@ -127,3 +129,15 @@ class BuildFailedError(DovetailError):
     """A build ended with a typed failure."""
 
     code = ErrorCode.BUILD_FAILED
+
+
+_CLASSES: tuple[type[DovetailError], ...] = (DovetailError, *DovetailError.__subclasses__())
+
+ERROR_CLASSES: Mapping[str, type[DovetailError]] = MappingProxyType({kind.code.value: kind for kind in _CLASSES})
+"""Code -> the class above that has it, for errors that come back from another process."""
+
+
+def brief(text: str, max_chars: int = 600) -> str:
+    """A library's message on one line and cut, fit to be a part of ours."""
+    line = " ".join(text.split())
+    return line if len(line) <= max_chars else f"{line[:max_chars]} …"

@@ -190,15 +190,22 @@ def objective_message(objective: Objective) -> types_pb2.Objective:
     return _OBJECTIVES[objective]
 
 
-def phase_word(phase: int) -> str:
-    """A build's phase as negotiation names it: "queued", "ready" …; "" for unspecified."""
-    if phase == compiler_pb2.BUILD_PHASE_UNSPECIFIED:
+def read_phase(number: int) -> str:
+    """A build's phase as negotiation names it: "queued", "ready" …; "" for unspecified.
+
+    Raises:
+        InvalidInputError: One that a newer version has.
+    """
+    if number == compiler_pb2.BUILD_PHASE_UNSPECIFIED:
         return ""
-    return compiler_pb2.BuildPhase.Name(phase).removeprefix(_PHASE).lower()
+    try:
+        return compiler_pb2.BuildPhase.Name(number).removeprefix(_PHASE).lower()
+    except ValueError:
+        raise InvalidInputError(f"build phase number {number} is not known to this version") from None
 
 
-def read_phase(word: str) -> compiler_pb2.BuildPhase:
-    """A build's phase by that name; unspecified for "". Raises InvalidInputError for an unknown one."""
+def phase_message(word: str) -> compiler_pb2.BuildPhase:
+    """The phase of that name on the wire; unspecified for "". Raises InvalidInputError for an unknown name."""
     name = _PHASE + (word.upper() or "UNSPECIFIED")
     try:
         return cast(compiler_pb2.BuildPhase, compiler_pb2.BuildPhase.Value(name))
@@ -228,7 +235,7 @@ def build_order_message(order: BuildOrder, needs_worker: str = "") -> artifacts_
     return artifacts_pb2.BuildOrder(
         artifact_key=order.artifact_key,
         recipe=recipe_message(order.recipe),
-        phase=read_phase(order.phase),
+        phase=phase_message(order.phase),
         why=order.why,
         needs_worker=needs_worker,
     )

@@ -21,12 +21,14 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from dovetail.clock import Clock, SystemClock
 from dovetail.errors import DeadlineError, DovetailError, EngineError, InvalidInputError, UnavailableError
 from dovetail.tensor import Array
+from runtime_svc.spare_time import SpareWork
 
 DEFAULT_QUEUE_ROWS = 4096  # 512 full batches of 8: seconds of work on a small device, and bounded memory on all
 
@@ -127,7 +129,7 @@ class Batch:
 class Batcher:
     """The queue of one served model.
 
-    `infer` and `close` belong to the event loop, `take` to engine threads; the counts may be read from anywhere.
+    `infer` and `close` belong to the event loop, `take` to engine threads; the rest may be used from anywhere.
 
     Args:
         model: Name, for messages.
@@ -151,17 +153,13 @@ class Batcher:
         self._changed = threading.Condition()
         self._queue: deque[Ticket] = deque()
         self._queued_rows = 0
+        self._spare: deque[SpareWork[Any]] = deque()
         self._closed = False
 
     @property
     def pending(self) -> int:
         """Requests that wait for a batch."""
         return len(self._queue)
-
-    @property
-    def queued_rows(self) -> int:
-        """Rows of the requests that wait."""
-        return self._queued_rows
 
     async def infer(self, request: InferenceRequest) -> dict[str, Array]:
         """Queue a request and wait for its outputs.
@@ -181,8 +179,17 @@ class Batcher:
             self._withdraw(ticket)
             raise
 
-    def take(self) -> Batch | None:
-        """The next batch; blocks while nothing is queued. None once the batcher is closed and empty."""
+    def offer_spare(self, work: SpareWork[Any]) -> None:
+        """Have an engine thread do this as soon as nothing is queued."""
+        with self._changed:
+            if self._closed:
+                work.future.cancel()
+                return
+            self._spare.append(work)
+            self._changed.notify()
+
+    def take(self) -> Batch | SpareWork[Any] | None:
+        """The next batch, else spare work; blocks while there is neither. None once closed and the queue is empty."""
         with self._changed:
             while True:
                 batch = self._collect()
@@ -190,12 +197,16 @@ class Batcher:
                     return batch
                 if self._closed:
                     return None
+                if self._spare:
+                    return self._spare.popleft()
                 self._changed.wait()
 
     def close(self) -> None:
-        """Take no more requests; those queued are still served."""
+        """Take no more requests; those queued are still served. Spare work that has not begun is cancelled."""
         with self._changed:
             self._closed = True
+            while self._spare:
+                self._spare.popleft().future.cancel()
             self._changed.notify_all()
 
     def _check_rows(self, rows: int) -> None:

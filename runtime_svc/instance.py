@@ -2,7 +2,8 @@
 """One engine session and the one thread that runs it.
 
 Inference is native code that may take long and holds its session for itself, so it never runs on the event loop: each
-instance has a thread that takes batches, runs them and hands the results back to the loop. Queueing is `batcher`.
+instance has a thread that takes batches, runs them and hands the results back to the loop. While there are none, it
+does spare work, which no caller sees and nothing counts. Queueing is `batcher`.
 """
 
 from __future__ import annotations
@@ -48,9 +49,12 @@ class Instance:
         self._thread.join()
 
     def _serve(self) -> None:
-        while (batch := self._batcher.take()) is not None:
-            self._run(batch)
-            del batch  # so that its arrays do not live on while the thread waits
+        while (task := self._batcher.take()) is not None:
+            if isinstance(task, Batch):
+                self._run(task)
+            else:
+                task.run(self._session)
+            del task  # so that its arrays do not live on while the thread waits
 
     def _run(self, batch: Batch) -> None:
         try:
@@ -60,7 +64,7 @@ class Instance:
                 batch.deliver([error])
                 return
             # One request's values may have broken the run (an index out of range): its neighbours must not pay for it.
-            _log.warning("batch.split requests=%d rows=%d error=%s", len(batch.tickets), batch.rows, error)
+            _log.warning("batch.split requests=%d rows=%d why=%r", len(batch.tickets), batch.rows, str(error))
             for single in batch.split():
                 self._run(single)
             return

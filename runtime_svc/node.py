@@ -21,12 +21,14 @@ import grpc.aio
 from dovetail.errors import UnavailableError
 from dovetail.rpc.channel import ChannelOptions, open_channel
 from dovetail.rpc.server import RpcServer
+from dovetail.store.durable import PRIVATE_FOLDER_MODE, disk_errors, make_folder
 from runtime_svc.acquire.activate import Activator
 from runtime_svc.acquire.backoff import Backoff
-from runtime_svc.acquire.durable import disk_errors, make_dir
 from runtime_svc.acquire.fetch import ChunkFetcher
+from runtime_svc.acquire.figures import FiguresFile
 from runtime_svc.acquire.local_cache import LocalCache
 from runtime_svc.acquire.machine import MachineFacts
+from runtime_svc.acquire.measurement import MeasurementOptions, NodeMeasurements
 from runtime_svc.acquire.negotiate import OfferClient, Wish
 from runtime_svc.acquire.roster import Roster
 from runtime_svc.acquire.slots import SlotStore
@@ -80,6 +82,13 @@ class _Node:
         )
         self._reporter: NodeReporter | None = None
         self._roster = Roster(settings.models, tools, poll_s=settings.model_poll_s, on_change=self._notice_change)
+        self._measurements = NodeMeasurements(
+            tools,
+            lambda: self._roster.updaters,
+            machine=self._machine.current,
+            figures=FiguresFile(settings.data_dir / "measurements.json"),
+            options=MeasurementOptions(settings.node),
+        )
 
     async def run(self, stop: asyncio.Event, on_started: Callable[[], None]) -> None:
         await self._roster.announce()
@@ -113,6 +122,8 @@ class _Node:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._roster.run())
             group.create_task(reporter.run())
+            if self._settings.measure:
+                group.create_task(self._measurements.run())
 
     @asynccontextmanager
     async def _servers(self) -> AsyncIterator[RpcServer]:
@@ -159,6 +170,7 @@ class _Node:
     def _notice_change(self) -> None:
         if self._reporter is not None:
             self._reporter.notice_change()
+        self._measurements.notice_change()
 
 
 @contextmanager
@@ -168,7 +180,7 @@ def locked(data_dir: Path) -> Iterator[None]:
     Raises:
         UnavailableError: Another process owns it, or it cannot be written.
     """
-    make_dir(data_dir)
+    make_folder(data_dir, mode=PRIVATE_FOLDER_MODE)
     with disk_errors("open the lock file"):
         descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

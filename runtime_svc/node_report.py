@@ -84,7 +84,7 @@ class NodeReporter:
                 self._backoff.reset()
             except DovetailError as exc:
                 if not self._backoff.attempts:
-                    _log.warning("node.report_failed node=%s reason=%s", self._identity.node, exc)
+                    _log.warning("node.report_failed node=%s why=%r", self._identity.node, str(exc))
                 await self._backoff.pause()
                 continue
             try:

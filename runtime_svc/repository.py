@@ -82,6 +82,7 @@ class Repository:
     def __init__(self, *, clock: Clock | None = None) -> None:
         self._clock = clock
         self._slots: dict[str, dict[int, _Slot]] = {}
+        self._tolerated: set[str] = set()
         self._listeners: list[Callable[[str], None]] = []
         self._closing: set[asyncio.Task[None]] = set()
         self._open = True
@@ -197,12 +198,22 @@ class Repository:
         return True
 
     def ready(self) -> bool:
-        """True while open and every model that is wanted (not unloaded on purpose) has a version that serves."""
+        """True while open and every model that is needed (see `tolerate`) and not unloaded on purpose serves."""
         return self._open and all(
-            any(slot.model is not None for slot in versions.values())
+            name in self._tolerated
+            or any(slot.model is not None for slot in versions.values())
             or all(slot.reason == UNLOADED for slot in versions.values())
-            for versions in self._slots.values()
+            for name, versions in self._slots.items()
         )
+
+    def tolerate(self, name: str) -> None:
+        """Be ready also while no version of this model serves: it is served if it can be, but nobody asked for it here.
+
+        A node that follows every registered model would otherwise be taken out by the first one that cannot be built.
+        """
+        if name not in self._tolerated:
+            self._tolerated.add(name)
+            self._notify(name)
 
     def index(self) -> list[IndexEntry]:
         """All versions, by name and number."""

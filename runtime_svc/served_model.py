@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from dovetail.clock import Clock
 from dovetail.digest import check_name
@@ -20,7 +22,10 @@ from dovetail.errors import InvalidInputError
 from dovetail.tensor import Array, TensorSpec
 from runtime_svc.batcher import DEFAULT_QUEUE_ROWS, Batcher, InferenceRequest
 from runtime_svc.instance import Instance
+from runtime_svc.spare_time import SpareWork
 from runtime_svc.statistics import Execution, ModelStatistics
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +75,13 @@ class ServedModel:
         facts: See ModelFacts.
         statistics: Where runs are recorded. Its own until it is installed in a repository, so that warm-up and
             goldens do not count; from then on the model version's.
+        load_ms: Time from verified files to a ready session; 0 if nobody timed it.
     """
 
     def __init__(self, facts: ModelFacts, sessions: Sequence[Session], batcher: Batcher) -> None:
         self.facts = facts
         self.statistics = ModelStatistics()
+        self.load_ms = 0.0
         self._sessions = tuple(sessions)
         self._batcher = batcher
         self._instances = [
@@ -151,6 +158,12 @@ class ServedModel:
         except BaseException:
             self.statistics.record_failure(time.perf_counter_ns() - started_ns)
             raise
+
+    def offer_spare(self, work: Callable[[Session], T]) -> Future[T]:
+        """Have an engine thread call `work` as soon as no request is queued; for any thread. See `spare_time`."""
+        spare = SpareWork(work)
+        self._batcher.offer_spare(spare)
+        return spare.future
 
     async def close(self) -> None:
         """Let leases end and the queue drain, then stop the threads and free the sessions, off the event loop.

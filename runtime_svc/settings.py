@@ -7,22 +7,17 @@ Read here and nowhere else. A flag of the command line only stands for its varia
 from __future__ import annotations
 
 import argparse
-import re
-import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from dovetail.digest import check_name
-from dovetail.errors import InvalidInputError
 from dovetail.log import LEVELS
 from dovetail.rpc.address import check_address
+from dovetail.settings import SettingsReader, host_identifier
 from runtime_svc.acquire.negotiate import OBJECTIVES
 from runtime_svc.acquire.roster import Wanted
 
-_T = TypeVar("_T")
-_FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 OFF = "off"
 
 FLAGS: Mapping[str, str] = {
@@ -58,6 +53,7 @@ class NodeSettings:
         objective: What to optimise.
         accuracy_floor: Least task metric, a fraction; 0: none.
         order_builds: Let the compiler service build what would be better.
+        measure: Measure here what was never measured on this hardware class, and report it.
         model_poll_s: How often new registered models are looked for, where all are wanted.
         reconnect_cap_s: Longest pause between attempts to reach the compiler service.
         grace_s: How long running requests may go on after SIGTERM (DOVETAIL_STOP_GRACE_S).
@@ -79,6 +75,7 @@ class NodeSettings:
     objective: str
     accuracy_floor: float
     order_builds: bool
+    measure: bool
     model_poll_s: float
     reconnect_cap_s: float
     grace_s: float
@@ -98,28 +95,28 @@ class NodeSettings:
         Raises:
             InvalidInputError: Names every bad value, not only the first.
         """
-        read = _Reader(environ)
-        port_file = read.text("PORT_FILE", "")
+        read = SettingsReader(environ)
         settings = NodeSettings(
             role=role,
-            compiler=read.checked("COMPILER", "127.0.0.1:7001", check_address),
-            data_dir=Path(read.text("DATA_DIR", f"dovetail-{role}")),
-            models=read.checked("MODELS", "*", Wanted.parse),
-            node=read.checked("NODE", _default_node(role), lambda text: check_name(text, "node id")),
-            address=read.checked("ADDRESS", "0.0.0.0:8001", check_address),
-            advertise=read.checked("ADVERTISE", "", lambda text: check_address(text) if text else ""),
-            metrics=read.checked("METRICS", metrics, lambda text: "" if text == OFF else check_address(text)),
-            threads=read.integer("THREADS", 0, high=1024),
-            cache_bytes=read.integer("CACHE_BYTES", 0, high=1 << 60),
-            objective=read.checked("OBJECTIVE", OBJECTIVES[0], _one_of(OBJECTIVES)),
-            accuracy_floor=read.number("ACCURACY_FLOOR", 0.0, low=0.0, high=1.0),
-            order_builds=read.checked("ORDER_BUILDS", "yes", _flag),
-            model_poll_s=read.number("MODEL_POLL_S", 5.0, low=0.05, high=3600.0),
-            reconnect_cap_s=read.number("RECONNECT_CAP_S", 30.0, low=0.05, high=3600.0),
-            grace_s=read.number("STOP_GRACE_S", 5.0, low=0.0, high=600.0),
-            port_file=Path(port_file) if port_file else None,
-            log_level=read.checked("LOG_LEVEL", "info", _one_of(LEVELS)),
-            log_json=read.checked("LOG_JSON", "", lambda text: _flag(text) if text else None),
+            compiler=read.checked("DOVETAIL_COMPILER", "127.0.0.1:7001", check_address),
+            data_dir=read.path("DOVETAIL_DATA_DIR", Path(f"dovetail-{role}")),
+            models=read.checked("DOVETAIL_MODELS", "*", Wanted.parse),
+            node=read.checked("DOVETAIL_NODE", f"{host_identifier()}-{role}", lambda text: check_name(text, "node id")),
+            address=read.checked("DOVETAIL_ADDRESS", "0.0.0.0:8001", check_address),
+            advertise=read.checked("DOVETAIL_ADVERTISE", "", lambda text: check_address(text) if text else ""),
+            metrics=read.checked("DOVETAIL_METRICS", metrics, lambda text: "" if text == OFF else check_address(text)),
+            threads=read.integer("DOVETAIL_THREADS", 0, low=0, high=1024),
+            cache_bytes=read.integer("DOVETAIL_CACHE_BYTES", 0, low=0, high=1 << 60),
+            objective=read.choice("DOVETAIL_OBJECTIVE", OBJECTIVES[0], OBJECTIVES),
+            accuracy_floor=read.number("DOVETAIL_ACCURACY_FLOOR", 0.0, low=0.0, high=1.0),
+            order_builds=read.flag("DOVETAIL_ORDER_BUILDS", default=True),
+            measure=read.flag("DOVETAIL_MEASURE", default=True),
+            model_poll_s=read.number("DOVETAIL_MODEL_POLL_S", 5.0, low=0.05, high=3600.0),
+            reconnect_cap_s=read.number("DOVETAIL_RECONNECT_CAP_S", 30.0, low=0.05, high=3600.0),
+            grace_s=read.number("DOVETAIL_STOP_GRACE_S", 5.0, low=0.0, high=600.0),
+            port_file=read.optional_path("DOVETAIL_PORT_FILE"),
+            log_level=read.choice("DOVETAIL_LOG_LEVEL", "info", LEVELS),
+            log_json=read.optional_flag("DOVETAIL_LOG_JSON"),
         )
         read.finish()
         return settings
@@ -134,64 +131,5 @@ def read_flags(argv: Sequence[str], *, program: str, about: str) -> dict[str, st
     return {_variable(name): str(value) for name, value in values.items() if value is not None}
 
 
-class _Reader:
-    """Collects values and complaints."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
-        self._problems: list[str] = []
-
-    def text(self, name: str, default: str) -> str:
-        return self._environ.get(_variable(name)) or default
-
-    def checked(self, name: str, default: str, check: Callable[[str], _T]) -> _T:
-        try:
-            return check(self.text(name, default))
-        except InvalidInputError as exc:
-            self._problems.append(f"{_variable(name)}: {exc}")
-            return check(default)
-
-    def integer(self, name: str, default: int, *, high: int) -> int:
-        return int(self._bounded(name, default, int, 0, high))
-
-    def number(self, name: str, default: float, *, low: float, high: float) -> float:
-        return self._bounded(name, default, float, low, high)
-
-    def _bounded(self, name: str, default: float, kind: Callable[[str], float], low: float, high: float) -> float:
-        text = self.text(name, "")
-        try:
-            value = kind(text) if text else default
-        except ValueError:
-            value = float("nan")
-        if low <= value <= high:
-            return value
-        self._problems.append(f"{_variable(name)}={text!r}: use a number from {low} to {high}")
-        return default
-
-    def finish(self) -> None:
-        if self._problems:
-            raise InvalidInputError("bad settings: " + "; ".join(self._problems))
-
-
 def _variable(name: str) -> str:
     return "DOVETAIL_" + name.replace("-", "_").upper()
-
-
-def _flag(text: str) -> bool:
-    if text.lower() not in _FLAGS:
-        raise InvalidInputError(f"{text!r} is not one of {', '.join(_FLAGS)}")
-    return _FLAGS[text.lower()]
-
-
-def _one_of(allowed: Sequence[str]) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if text not in allowed:
-            raise InvalidInputError(f"{text!r} is not one of {', '.join(allowed)}")
-        return text
-
-    return check
-
-
-def _default_node(role: str) -> str:
-    host = re.sub(r"[^a-z0-9._-]+", "-", socket.gethostname().lower()).strip("._-") or "node"
-    return f"{host[:100]}-{role}"

@@ -22,7 +22,7 @@ from typing import Any
 
 from compiler_svc.backends.base import BuildInput, BuildOutput, OperatorSupport, sample_feeds
 from dovetail.contract import Contract, Detail
-from dovetail.errors import BuildFailedError, PreconditionError, UnsupportedError
+from dovetail.errors import BuildFailedError, PreconditionError, UnsupportedError, brief
 from dovetail.recipe import Recipe
 
 ENGINE = "onnxruntime"
@@ -97,7 +97,7 @@ def build(order: BuildInput) -> BuildOutput:
     except (UnsupportedError, PreconditionError, MemoryError, OSError):
         raise
     except Exception as exc:  # the tools raise ValueError, RuntimeError, AttributeError and their own, undocumented
-        raise BuildFailedError(f"onnxruntime could not build {order.recipe.name}: {_short(str(exc))}") from exc
+        raise BuildFailedError(f"onnxruntime could not build {order.recipe.name}: {brief(str(exc))}") from exc
     return BuildOutput({"model.onnx": path}, contract, labels)
 
 
@@ -331,7 +331,7 @@ def _unsupported(text: str) -> str:
             name = f"{found['domain']}::{found['op']}" if found.get("domain") else found["op"]
             version = found["version"]
             return f"{name} (opset {version})" if not version.startswith("-") else name
-    return _short(text)
+    return brief(text)
 
 
 def _installed(name: str) -> bool:
@@ -340,7 +340,3 @@ def _installed(name: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _short(text: str) -> str:
-    return " ".join(text.split())[:500]

@@ -20,8 +20,8 @@ from typing import Any
 
 from compiler_svc.backends.base import BuildInput, BuildOutput, OperatorSupport, sample_feeds
 from dovetail.contract import Contract
-from dovetail.engines.openvino_engine import import_openvino
-from dovetail.errors import BuildFailedError, PreconditionError, UnsupportedError
+from dovetail.engines.openvino_engine import import_openvino, without_source_positions
+from dovetail.errors import BuildFailedError, PreconditionError, UnsupportedError, brief
 from dovetail.recipe import Recipe
 from dovetail.tensor import TensorSpec
 
@@ -93,8 +93,15 @@ def build(order: BuildInput) -> BuildOutput:
         openvino.save_model(model, str(xml), compress_to_fp16=bool(options.get("compress_to_fp16", False)))
     except (UnsupportedError, PreconditionError, MemoryError, OSError):
         raise
+    except RuntimeError as exc:
+        if _NO_RULE.search(str(exc)):
+            raise UnsupportedError(
+                f"openvino cannot build {order.recipe.name}: it has no {', '.join(_unsupported(str(exc)))}; onnxruntime"
+                " recipes may still fit"
+            ) from exc
+        raise _failure(order.recipe, exc) from exc
     except Exception as exc:  # openvino raises RuntimeError, nncf its own family and the standard ones
-        raise BuildFailedError(f"openvino could not build {order.recipe.name}: {_short(str(exc))}") from exc
+        raise _failure(order.recipe, exc) from exc
     files = {"model.xml": xml, "model.bin": xml.with_suffix(".bin")}
     return BuildOutput(files, _final(order.contract, openvino.get_version()), labels)
 
@@ -200,7 +207,7 @@ def _final(contract: Contract, version: str) -> Contract:
 def _unsupported(text: str) -> tuple[str, ...]:
     if match := _NO_RULE.search(text):
         return tuple(_operator(name.strip()) for name in match.group(1).split(","))
-    return (_short(text),)
+    return (brief(without_source_positions(text)),)
 
 
 def _operator(name: str) -> str:
@@ -212,5 +219,5 @@ def _operator(name: str) -> str:
     return f"{domain}::{operator}" if domain else operator
 
 
-def _short(text: str) -> str:
-    return " ".join(text.split())[:500]
+def _failure(recipe: Recipe, exc: Exception) -> BuildFailedError:
+    return BuildFailedError(f"openvino could not build {recipe.name}: {brief(without_source_positions(str(exc)))}")

@@ -64,6 +64,18 @@ def pack_external_data(model: Any, files: Mapping[str, Path], limits: ModelLimit
     return packed
 
 
+def unused_files(model: Any, files: Mapping[str, Path]) -> tuple[str, ...]:
+    """Pushed files that no tensor names, sorted; to be asked before the references are replaced."""
+    named = {
+        entry.value
+        for tensor in graph.tensors(model)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return tuple(sorted(files.keys() - named))
+
+
 def _refuse_sparse(model: Any) -> None:
     for item in graph.sparse_tensors(model):
         if onnx.TensorProto.EXTERNAL in (item.values.data_location, item.indices.data_location):
@@ -89,6 +101,7 @@ def _checked_location(tensor: str, location: str, files: Mapping[str, Path]) -> 
     if location not in files:
         raise InvalidInputError(
             f"external data file {location[:200]!r} of tensor {tensor!r} was not pushed; push it with the model"
+            " (--external-data FILE)"
         )
     return location
 

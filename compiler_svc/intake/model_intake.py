@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from compiler_svc.backends import all_backends
 from compiler_svc.intake import graph, stamps
-from compiler_svc.intake.external_data import pack_external_data
+from compiler_svc.intake.external_data import pack_external_data, unused_files
 from compiler_svc.intake.limits import ModelLimits
 from compiler_svc.intake.model_digest import model_digest
 from compiler_svc.intake.normalise import check, normalise
@@ -73,12 +73,15 @@ def intake(model_path: Path, external_files: Mapping[str, Path], limits: ModelLi
     """
     model = parse_model(model_path, limits)
     graph.check_limits(model, limits)
+    unused = unused_files(model, external_files)
     packed = pack_external_data(model, external_files, limits)
     stamps.check_operators(model)
     check(model)
     model, notes = stamps.bring_to_fleet(model)
     if packed:
-        notes.append(f"{packed} tensors packed from external data")
+        notes.append(f"{packed} {'tensor' if packed == 1 else 'tensors'} packed from external data")
+    if unused:
+        notes.append(f"not used, because no tensor names it: {', '.join(unused)}")
     model = normalise(model)
     graph.check_limits(model, limits)  # again: only now the inferred shapes are known
     inputs, outputs = signature(model)

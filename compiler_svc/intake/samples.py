@@ -43,7 +43,13 @@ class SampleSet:
 
 
 def load_samples(
-    path: Path, inputs: Sequence[TensorSpec], limits: ModelLimits, *, what: str, label_array: str = ""
+    path: Path,
+    inputs: Sequence[TensorSpec],
+    limits: ModelLimits,
+    *,
+    what: str,
+    label_array: str = "",
+    labels_needed: bool = False,
 ) -> SampleSet:
     """Read a sample file.
 
@@ -52,7 +58,8 @@ def load_samples(
         inputs: Signature to hold it against.
         limits: `sample_bytes` and `samples` apply.
         what: "calibration" or "validation", for messages.
-        label_array: Name of the label array; "" reads none. It may be absent.
+        label_array: Name of the label array; "" reads none. It may be absent, unless:
+        labels_needed: True refuses a file without it.
 
     Raises:
         InvalidInputError: Not an .npz, or arrays do not fit the signature.
@@ -74,6 +81,8 @@ def load_samples(
         raise InvalidInputError(f"the {what} file holds no sample")
     if count > limits.samples:
         raise OverLimitError(f"the {what} file holds {count} samples, the limit of this service is {limits.samples}")
+    if labels_needed and label_array not in stored:
+        raise InvalidInputError(f"the {what} file has no array {label_array!r}, which is named as its label array")
     labels = _labels(stored[label_array], count, what) if label_array in stored else None
     digests = _sample_digests(arrays, inputs, count)
     return SampleSet(arrays, labels, count, digests, _set_digest(inputs, digests, labels))
@@ -91,6 +100,31 @@ def refuse_overlap(calibration: SampleSet, validation: SampleSet) -> None:
         raise InvalidInputError(
             f"{len(shared)} of {calibration.count} calibration samples are also validation samples (calibration"
             f" {shared[0][0]} is validation {shared[0][1]}); the gate would judge by what the build saw. Split them"
+        )
+
+
+def refuse_impossible_labels(validation: SampleSet, outputs: Sequence[TensorSpec]) -> None:
+    """Make sure that every label can be an answer of the model; with one that cannot, accuracy would say nothing.
+
+    Args:
+        validation: Labelled or not.
+        outputs: Of the model. The classes are the last axis of the first one if it holds scores.
+
+    Raises:
+        InvalidInputError: A label is no class of the model.
+    """
+    scores = outputs[0]
+    if validation.labels is None or not scores.shape or NUMPY_DTYPES[scores.datatype].kind != "f":
+        return
+    classes = scores.shape[-1]
+    wrong = (validation.labels < 0) | ((validation.labels >= classes) if classes > 0 else False)
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        known = f"0 to {classes - 1}" if classes > 0 else "0 and larger"
+        raise InvalidInputError(
+            f"{int(wrong.sum())} of {validation.count} labels of the validation file are no class of the model (label"
+            f" {first} is {int(validation.labels[first])}); output {scores.name!r} has the classes {known}. Correct"
+            " them, or push with --task generic to judge without labels"
         )
 
 

@@ -35,7 +35,7 @@ def signature(model: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...
     """Inputs (weights that are listed as inputs left out) and outputs, after shape inference.
 
     Raises:
-        InvalidInputError: There are none, a name is empty, too long or used twice.
+        InvalidInputError: There are none, a name is empty, too long or used twice, or a dimension is 0.
         UnsupportedError: A type is no tensor of the protocol, or a rank is unknown.
     """
     weights = {tensor.name for tensor in model.graph.initializer}
@@ -64,4 +64,9 @@ def _spec(value: Any, what: str) -> TensorSpec:
     if not tensor.HasField("shape"):
         raise UnsupportedError(f"{what} {value.name!r} has no known rank; export the model with the shape declared")
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim)
+    if 0 in shape:
+        raise InvalidInputError(
+            f"{what} {value.name!r} has shape {list(shape)}, which holds no element, so nothing could be judged or"
+            " measured; export the model with that dimension free or positive"
+        )
     return TensorSpec(value.name, datatype, shape)

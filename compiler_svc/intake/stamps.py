@@ -39,7 +39,7 @@ def opset_of(model: Any) -> int:
 
 
 def check_operators(model: Any) -> None:
-    """Refuse opsets and standard operators that do not exist, by name.
+    """Refuse opsets, IR versions and standard operators that do not exist, by name.
 
     Raises:
         UnsupportedError: As above.
@@ -48,6 +48,11 @@ def check_operators(model: Any) -> None:
     if opset > newest:
         raise UnsupportedError(
             f"the model has opset {opset}; this service knows up to {newest}. Export it with a lower one"
+        )
+    if model.ir_version > onnx.IR_VERSION:
+        raise UnsupportedError(
+            f"the model has IR version {model.ir_version}; this service knows up to {int(onnx.IR_VERSION)}. Export it"
+            " with an older onnx"
         )
     unknown = {
         node.op_type

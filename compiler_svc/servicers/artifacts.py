@@ -31,7 +31,7 @@ class ArtifactsServicer(ArtifactCacheServicer):
     async def WatchOffers(  # noqa: N802 - the protocol's names
         self, request: pb.NegotiateRequest, context: Context
     ) -> AsyncIterator[pb.Offer]:
-        """The offer, and again whenever the choice changes."""
+        """The offer, and again whenever the choice or the set of artifacts offered changes."""
         why = "this server is stopping; watch another, or again in a moment"
         async for offer in until(self._stopping, self._offers.watch(request), why=why):
             yield offer

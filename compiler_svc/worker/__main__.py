@@ -15,8 +15,9 @@ from pathlib import Path
 from compiler_svc.backends import all_backends
 from compiler_svc.jobs.base import Lease
 from compiler_svc.storage import Storage, open_storage, wait_for_redis
-from compiler_svc.worker.build_spec import BuildResult, BuildSpec, ChildFailure, ChildLimits, Progress
+from compiler_svc.worker.build_spec import BuildResult, BuildSpec, ChildLimits, Progress
 from compiler_svc.worker.capabilities import worker_record
+from compiler_svc.worker.child_failure import ChildFailure
 from compiler_svc.worker.leased_build import BuildOptions, LeasedBuild
 from compiler_svc.worker.loop import LoopOptions, WorkerLoop
 from compiler_svc.worker.sandbox import run_build
@@ -26,9 +27,9 @@ from dovetail.errors import DovetailError, UnavailableError
 from dovetail.fingerprint import Fingerprint
 from dovetail.log import configure
 from dovetail.probe import measure
-from dovetail.rpc.lifecycle import stop_on_signals
+from dovetail.rpc.lifecycle import run_until_stopped
 
-_LOG = logging.getLogger("compiler_svc.worker")
+_log = logging.getLogger("compiler_svc.worker")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,37 +41,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DovetailError as exc:
         print(f"build worker: {exc}", file=sys.stderr)
         return 2
-    try:
-        asyncio.run(_run(settings))
-    except DovetailError as exc:
-        _LOG.error("worker.failed why=%r", str(exc))
-        return 1
-    except Exception:
-        _LOG.exception("worker.bug")
-        return 1
-    return 0
+    return run_until_stopped(lambda stop: _serve(settings, stop))
 
 
-async def _run(settings: WorkerSettings) -> None:
+async def _serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
     storage = open_storage(settings.store, lease_s=settings.lease_s)
     try:
-        with stop_on_signals() as stop:
-            if not await wait_for_redis(storage.redis, stop, wait_s=settings.store.redis_wait_s):
-                return
-            machine = await measure()
-            record = worker_record(settings.worker_id, machine, all_backends())
-            with suppress(UnavailableError):  # Redis went away again; the loop waits for it
-                await storage.jobs.heartbeat(record)
-            _LOG.info(
-                "worker.ready id=%s engines=%s hardware_class=%s",
-                record.id, ",".join(record.engines) or "none", record.hardware_class,
-            )  # fmt: skip
-            options = LoopOptions(
-                concurrency=settings.concurrency, heartbeat_s=settings.heartbeat_s, drain_s=settings.drain_s
-            )
-            loop = WorkerLoop(record, storage.jobs, task_for=_task_maker(settings, storage, machine), options=options)
-            await loop.run(stop)
-            _LOG.info("worker.stopped id=%s", record.id)
+        if not await wait_for_redis(storage.redis, stop, wait_s=settings.store.redis_wait_s):
+            return
+        machine = await measure()
+        record = worker_record(settings.worker_id, machine, all_backends())
+        with suppress(UnavailableError):  # Redis went away again; the loop waits for it
+            await storage.jobs.heartbeat(record)
+        _log.info(
+            "worker.ready id=%s engines=%s hardware_class=%s",
+            record.id, ",".join(record.engines) or "none", record.hardware_class,
+        )  # fmt: skip
+        options = LoopOptions(
+            concurrency=settings.concurrency, heartbeat_s=settings.heartbeat_s, drain_s=settings.drain_s
+        )
+        loop = WorkerLoop(record, storage.jobs, task_for=_task_maker(settings, storage, machine), options=options)
+        await loop.run(stop)
+        _log.info("worker.stopped id=%s", record.id)
     finally:
         await storage.redis.aclose()
 

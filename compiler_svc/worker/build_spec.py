@@ -13,39 +13,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from compiler_svc.intake.limits import ModelLimits
-from dovetail import errors
+from compiler_svc.worker.child_failure import ChildFailure
 from dovetail.benchmark import BenchmarkRecord
 from dovetail.contract import Contract
-from dovetail.errors import DovetailError, ErrorCode
 from dovetail.gate import GateReport
 from dovetail.recipe import Recipe
 from dovetail.rules import ModelFacts
 from dovetail.tensor import TensorSpec
 
-__all__ = [
-    "AccuracyPolicy", "BuildResult", "BuildSpec", "BuiltFile", "ChildFailure", "ChildLimits", "ChildOutcome",
-    "FailureKind", "IntakeOutcome", "IntakeSpec", "ModelLimits", "Progress", "SampleFacts",
-]  # fmt: skip
-
 SPEC_FILE = "spec.json"
 RESULT_FILE = "result.json"
 LOG_FILE = "child.log"
 OUT_DIR = "out"
+DEFAULT_LABEL_ARRAY = "label"
 MAX_RESULT_BYTES = 4 << 20
 """Refuse larger result documents; a real one is a few KiB."""
-
-
-class FailureKind(StrEnum):
-    """Decides whether and when trying again makes sense; the values of BuildFailureKind in compiler.proto."""
-
-    DETERMINISTIC = "deterministic"
-    RESOURCE = "resource"
-    INFRASTRUCTURE = "infrastructure"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +66,7 @@ class AccuracyPolicy:
     """
 
     task: str = ""
-    label_array: str = "label"
+    label_array: str = DEFAULT_LABEL_ARRAY
     max_metric_drop: float | None = None
 
 
@@ -94,7 +79,9 @@ class IntakeSpec:
         external_files: Location as the model names it ("weights/a.bin") -> file in the directory.
         calibration_file: .npz, or "".
         validation_file: .npz, or "".
-        label_array: Name of the label array in the validation file.
+        label_array: Name of the label array that was asked for, which must be there; "" is the default, which may be
+            absent.
+        task: As in AccuracyPolicy; labels are held against the outputs unless it is "generic".
         limits: What is accepted.
     """
 
@@ -102,7 +89,8 @@ class IntakeSpec:
     external_files: Mapping[str, str] = field(default_factory=dict)
     calibration_file: str = ""
     validation_file: str = ""
-    label_array: str = "label"
+    label_array: str = ""
+    task: str = ""
     limits: ModelLimits = field(default_factory=ModelLimits)
 
 
@@ -253,77 +241,6 @@ class BuildResult:
     max_batch_size: int
     toolchain: Mapping[str, str]
     network_isolated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ChildFailure:
-    """A task that did not succeed.
-
-    Attributes:
-        kind: Whether trying again makes sense.
-        code: Short and stable: "gate_missed", "reference_not_finite", "timeout", "cpu_limit", "out_of_memory",
-            "disk_full", "file_too_large", "crash", "no_result"; else the value of `error` ("invalid_input",
-            "over_limit", "unsupported", "precondition", "build_failed", "engine", "internal").
-        message: For people, with what to do; fit to show to a user.
-        log_tail: Last lines of the libraries' own output, at most 4 KiB.
-        error: Our error class that fits, for callers that answer an RPC with it.
-        gate: Report of the gate if it was missed.
-        benchmark: Figures, if they could be measured although the gate was missed.
-        size_bytes: Size of the built files if something was built.
-        labels: Facts for people about what was built.
-    """
-
-    kind: FailureKind
-    code: str
-    message: str
-    log_tail: str = ""
-    error: ErrorCode = ErrorCode.BUILD_FAILED
-    gate: GateReport | None = None
-    benchmark: BenchmarkRecord | None = None
-    size_bytes: int = 0
-    labels: Mapping[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON form without the log, under the one key "failure" of a result document."""
-        return {
-            "failure": {
-                "kind": self.kind.value,
-                "code": self.code,
-                "message": self.message,
-                "error": self.error.value,
-                "gate": self.gate.to_json() if self.gate else None,
-                "benchmark": self.benchmark.to_json() if self.benchmark else None,
-                "size_bytes": self.size_bytes,
-                "labels": dict(self.labels),
-            }
-        }
-
-    @staticmethod
-    def from_json(document: Mapping[str, Any], *, log_tail: str = "") -> ChildFailure:
-        """Read what stands under "failure".
-
-        Raises:
-            InvalidInputError: A gate report or benchmark in it is not readable.
-            KeyError, ValueError: A field is missing or has a value that is not known.
-        """
-        return ChildFailure(
-            kind=FailureKind(document["kind"]),
-            code=str(document["code"])[:64],
-            message=str(document["message"])[:2000],
-            log_tail=log_tail,
-            error=ErrorCode(document["error"]),
-            gate=GateReport.from_json(document["gate"]) if document["gate"] else None,
-            benchmark=BenchmarkRecord.from_json(document["benchmark"]) if document["benchmark"] else None,
-            size_bytes=int(document["size_bytes"]),
-            labels={str(key): str(value) for key, value in document["labels"].items()},
-        )
-
-    def to_error(self) -> DovetailError:
-        """The exception of ours that fits, with the public message."""
-        for cls in vars(errors).values():
-            if isinstance(cls, type) and issubclass(cls, DovetailError) and cls.code == self.error:
-                return cls(self.message)
-        return DovetailError(self.message)
 
 
 ChildOutcome = IntakeOutcome | BuildResult | ChildFailure

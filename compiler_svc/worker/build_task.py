@@ -10,9 +10,11 @@ from typing import Any
 
 from compiler_svc.backends import BackendModule, all_backends
 from compiler_svc.backends.base import BuildInput, BuildOutput
+from compiler_svc.intake.limits import ModelLimits
 from compiler_svc.intake.samples import SampleSet, load_samples
 from compiler_svc.worker import judging
-from compiler_svc.worker.build_spec import OUT_DIR, BuildSpec, ChildFailure, FailureKind, ModelLimits
+from compiler_svc.worker.build_spec import OUT_DIR, BuildSpec
+from compiler_svc.worker.child_failure import ChildFailure, FailureKind
 from compiler_svc.worker.footprint import with_footprint
 from dovetail.benchmark import BenchmarkRecord
 from dovetail.engines import Session, SessionOptions, create_engine

@@ -12,7 +12,7 @@ from dovetail.fingerprint import Fingerprint
 from dovetail.hardware_class import hardware_class
 from dovetail.pb.v1.storage_pb2 import WorkerRecord
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def worker_record(worker_id: str, machine: Fingerprint, backends: Mapping[str, BackendModule]) -> WorkerRecord:
@@ -21,7 +21,7 @@ def worker_record(worker_id: str, machine: Fingerprint, backends: Mapping[str, B
     for engine, backend in sorted(backends.items()):
         missing = backend.missing()
         if missing:
-            _LOG.info("worker.backend_missing engine=%s why=%r", engine, missing)
+            _log.info("worker.backend_missing engine=%s why=%r", engine, missing)
         else:
             toolchains[engine] = backend.toolchain()
     return WorkerRecord(

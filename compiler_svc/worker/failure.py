@@ -7,7 +7,8 @@ import errno
 import re
 import signal
 
-from compiler_svc.worker.build_spec import ChildFailure, ChildLimits, FailureKind
+from compiler_svc.worker.build_spec import ChildLimits
+from compiler_svc.worker.child_failure import ChildFailure, FailureKind
 from dovetail.errors import (
     BuildFailedError,
     CancelledError,

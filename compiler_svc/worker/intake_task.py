@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from compiler_svc.intake.model_intake import intake
-from compiler_svc.intake.samples import SampleSet, load_samples, refuse_overlap
-from compiler_svc.worker.build_spec import OUT_DIR, IntakeSpec, SampleFacts
+from compiler_svc.intake.samples import SampleSet, load_samples, refuse_impossible_labels, refuse_overlap
+from compiler_svc.worker.build_spec import DEFAULT_LABEL_ARRAY, OUT_DIR, IntakeSpec, SampleFacts
 from compiler_svc.worker.spec_file import sample_facts_json
 
 
@@ -31,7 +31,12 @@ def run_intake_task(spec: IntakeSpec, directory: Path, report: Callable[[str, fl
         calibration = load_samples(path, result.inputs, spec.limits, what="calibration")
     if spec.validation_file:
         path = directory / spec.validation_file
-        validation = load_samples(path, result.inputs, spec.limits, what="validation", label_array=spec.label_array)
+        validation = load_samples(
+            path, result.inputs, spec.limits, what="validation",
+            label_array=spec.label_array or DEFAULT_LABEL_ARRAY, labels_needed=bool(spec.label_array),
+        )  # fmt: skip
+        if spec.task != "generic":
+            refuse_impossible_labels(validation, result.outputs)
     if calibration and validation:
         refuse_overlap(calibration, validation)
     report("intake", 1.0, "done")

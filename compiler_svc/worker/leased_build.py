@@ -16,15 +16,8 @@ from pathlib import Path
 from compiler_svc.index import Index
 from compiler_svc.jobs.base import JobQueue, Lease
 from compiler_svc.scratch import scratch_directory
-from compiler_svc.worker.build_spec import (
-    AccuracyPolicy,
-    BuildResult,
-    BuildSpec,
-    ChildFailure,
-    ChildLimits,
-    FailureKind,
-    Progress,
-)
+from compiler_svc.worker.build_spec import AccuracyPolicy, BuildResult, BuildSpec, ChildLimits, Progress
+from compiler_svc.worker.child_failure import ChildFailure, FailureKind
 from compiler_svc.worker.publish import manifest_of, store_result
 from dovetail.clock import Clock
 from dovetail.errors import DovetailError, IntegrityError, NotFoundError, OverLimitError, UnavailableError
@@ -45,7 +38,7 @@ from dovetail.wire import (
     read_tensor_spec,
 )
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 BuildRunner = Callable[
     [Path, BuildSpec, ChildLimits, Callable[[Progress], None]], Awaitable[BuildResult | ChildFailure]
@@ -135,7 +128,7 @@ class LeasedBuild:
             if current is not None and current.cancelling():  # the worker is stopping; else the lease keeper did it
                 await self._give_back()
                 raise
-            _LOG.info("build.stopped key=%s why=cancelled_or_lease_lost", self._lease.job.artifact_key)
+            _log.info("build.stopped key=%s why=cancelled_or_lease_lost", self._lease.job.artifact_key)
             return
         finally:
             for helper in helpers:
@@ -207,7 +200,7 @@ class LeasedBuild:
         self._state.size_bytes = manifest.size_bytes
         self._state.message = "published"
         accepted = await self._insist(lambda: self._jobs.publish(self._lease, manifest.to_bytes(), self._state))
-        _LOG.info(
+        _log.info(
             "build.published key=%s recipe=%s size_bytes=%d accepted=%s",
             manifest.artifact_key, manifest.recipe.name, manifest.size_bytes, accepted,
         )  # fmt: skip
@@ -224,7 +217,7 @@ class LeasedBuild:
             log_tail=failure.log_tail.encode()[-MAX_LOG_TAIL:].decode(errors="replace"),
         )
         accepted = await self._insist(lambda: self._jobs.fail(self._lease, message, self._state))
-        _LOG.warning(
+        _log.warning(
             "build.failed key=%s recipe=%s kind=%s code=%s accepted=%s why=%r",
             self._lease.job.artifact_key, self._lease.job.recipe.name, failure.kind.value, failure.code, accepted,
             failure.message[:300],
@@ -234,9 +227,9 @@ class LeasedBuild:
         try:
             given = await self._jobs.release(self._lease)
         except UnavailableError as exc:  # then the lease runs out by itself
-            _LOG.warning("build.lease_left key=%s why=%r", self._lease.job.artifact_key, str(exc))
+            _log.warning("build.lease_left key=%s why=%r", self._lease.job.artifact_key, str(exc))
         else:
-            _LOG.info("build.given_back key=%s accepted=%s", self._lease.job.artifact_key, given)
+            _log.info("build.given_back key=%s accepted=%s", self._lease.job.artifact_key, given)
 
     async def _insist(self, call: Callable[[], Awaitable[bool]]) -> bool:
         """Repeat a call that the queue makes harmless to repeat, until the lease would be over anyway."""
@@ -247,7 +240,7 @@ class LeasedBuild:
             except UnavailableError as exc:
                 if self._clock.monotonic_s() >= deadline_s:
                     raise
-                _LOG.warning("build.report_again key=%s why=%r", self._lease.job.artifact_key, str(exc))
+                _log.warning("build.report_again key=%s why=%r", self._lease.job.artifact_key, str(exc))
                 await asyncio.sleep(min(1.0, self._options.lease_s / 10))
 
     async def _keep_lease(self, building: asyncio.Task[ChildFailure | None]) -> None:
@@ -256,7 +249,7 @@ class LeasedBuild:
             try:
                 held = await self._jobs.renew(self._lease)
             except DovetailError as exc:  # the fence decides at the end; a long outage ends in a refused publish
-                _LOG.warning("build.lease_unknown key=%s why=%r", self._lease.job.artifact_key, str(exc))
+                _log.warning("build.lease_unknown key=%s why=%r", self._lease.job.artifact_key, str(exc))
                 continue
             if not held:
                 building.cancel()
@@ -275,7 +268,7 @@ class LeasedBuild:
             try:
                 await self._jobs.progress(self._lease, self._state)
             except DovetailError as exc:  # the next step tells it again
-                _LOG.debug("build.progress_untold key=%s why=%r", self._lease.job.artifact_key, str(exc))
+                _log.debug("build.progress_untold key=%s why=%r", self._lease.job.artifact_key, str(exc))
             await asyncio.sleep(PROGRESS_S)
 
 

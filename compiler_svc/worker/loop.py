@@ -18,7 +18,7 @@ from compiler_svc.worker.leased_build import LeasedBuild
 from dovetail.errors import UnavailableError
 from dovetail.pb.v1.storage_pb2 import WorkerRecord
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +84,18 @@ class WorkerLoop:
             lease = await claiming
         except UnavailableError as exc:
             if not self._queue_lost:
-                _LOG.warning("worker.queue_lost why=%r", str(exc))
+                _log.warning("worker.queue_lost why=%r", str(exc))
             self._queue_lost = True
             await pause(stop, self._options.retry_s)
             return None
         if self._queue_lost:
-            _LOG.info("worker.queue_back")
+            _log.info("worker.queue_back")
         self._queue_lost = False
         return lease
 
     async def _build(self, lease: Lease, stopped: asyncio.Task[bool]) -> None:
         job = lease.job
-        _LOG.info(
+        _log.info(
             "build.started key=%s model=%s version=%d recipe=%s attempt=%d fence=%d",
             job.artifact_key, job.model, job.version, job.recipe.name, lease.attempt, lease.fence,
         )  # fmt: skip
@@ -103,7 +103,7 @@ class WorkerLoop:
         try:
             await asyncio.wait((working, stopped), return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
-                _LOG.info("worker.draining key=%s limit_s=%.0f", job.artifact_key, self._options.drain_s)
+                _log.info("worker.draining key=%s limit_s=%.0f", job.artifact_key, self._options.drain_s)
                 await asyncio.wait((working,), timeout=self._options.drain_s)
         finally:
             working.cancel()
@@ -111,4 +111,4 @@ class WorkerLoop:
         if not working.cancelled() and (error := working.exception()) is not None:
             if not isinstance(error, UnavailableError):
                 raise error
-            _LOG.error("build.end_untold key=%s why=%r", job.artifact_key, str(error))
+            _log.error("build.end_untold key=%s why=%r", job.artifact_key, str(error))

@@ -30,14 +30,13 @@ from compiler_svc.worker.build_spec import (
     BuildResult,
     BuildSpec,
     BuiltFile,
-    ChildFailure,
     ChildLimits,
     ChildOutcome,
-    FailureKind,
     IntakeOutcome,
     IntakeSpec,
     Progress,
 )
+from compiler_svc.worker.child_failure import ChildFailure, FailureKind
 from compiler_svc.worker.failure import failure_of_death
 from compiler_svc.worker.spec_file import read_sample_facts, write_spec
 from dovetail.benchmark import BenchmarkRecord

@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-import re
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from compiler_svc.environment import Reader, StoreSettings
+from compiler_svc.shared_settings import StoreSettings, scratch_dir
 from compiler_svc.worker.build_spec import ChildLimits
+from dovetail.digest import check_name
 from dovetail.log import LEVELS
+from dovetail.settings import SettingsReader, host_identifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class WorkerSettings:
 
     Attributes:
         store: Where Redis and the durable tier are.
-        worker_id: Unique among live workers.
+        worker_id: Unique among live workers; named after the host unless set, so several on one host must set it.
         scratch: Directory for builds; a model must fit three times.
         concurrency: Builds at once; figures measured beside another build are worth little, so 1.
         threads: Threads of one build; 0 takes the usable cores.
@@ -53,12 +53,12 @@ class WorkerSettings:
         Raises:
             InvalidInputError: Names every bad value, not only the first.
         """
-        read = Reader(environ)
+        read = SettingsReader(environ)
         defaults = ChildLimits()
         settings = WorkerSettings(
             store=StoreSettings.read(read),
-            worker_id=read.name("DOVETAIL_WORKER_ID", default_worker_id()),
-            scratch=read.path("DOVETAIL_SCRATCH_DIR", read.default_scratch()),
+            worker_id=read.checked("DOVETAIL_WORKER_ID", f"worker-{host_identifier()}", _worker_id),
+            scratch=scratch_dir(read),
             concurrency=read.integer("DOVETAIL_WORKER_CONCURRENCY", 1, low=1, high=64),
             threads=read.integer("DOVETAIL_WORKER_THREADS", 0, low=0, high=1024),
             lease_s=read.number("DOVETAIL_LEASE_S", 60.0, low=1.0, high=3600.0),
@@ -73,13 +73,11 @@ class WorkerSettings:
                 ),
             ),
             log_level=read.choice("DOVETAIL_LOG_LEVEL", "info", LEVELS),
-            log_json=read.flag("DOVETAIL_LOG_JSON"),
+            log_json=read.optional_flag("DOVETAIL_LOG_JSON"),
         )
         read.finish()
         return settings
 
 
-def default_worker_id() -> str:
-    """The host's name, made to fit; several workers of one host need DOVETAIL_WORKER_ID."""
-    host = re.sub(r"[^a-z0-9._-]+", "-", socket.gethostname().lower()).strip("-._")[:100]
-    return f"worker-{host or 'unnamed'}"
+def _worker_id(text: str) -> str:
+    return check_name(text, "worker id")

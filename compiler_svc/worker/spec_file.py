@@ -9,15 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from compiler_svc.worker.build_spec import (
-    SPEC_FILE,
-    AccuracyPolicy,
-    BuildSpec,
-    ChildLimits,
-    IntakeSpec,
-    ModelLimits,
-    SampleFacts,
-)
+from compiler_svc.intake.limits import ModelLimits
+from compiler_svc.worker.build_spec import SPEC_FILE, AccuracyPolicy, BuildSpec, ChildLimits, IntakeSpec, SampleFacts
 from dovetail.contract import Contract
 from dovetail.errors import InvalidInputError
 from dovetail.recipe import Recipe

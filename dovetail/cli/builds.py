@@ -37,13 +37,18 @@ def compile_model(
     """Build a model's artifacts and watch; ends with 1 if none could be built. Ctrl-C stops watching, not building."""
     from dovetail.cli.build_progress import BuildProgress
     from dovetail.cli.fingerprint_file import read_fingerprint
-    from dovetail.cli.output import data_console, print_json
+    from dovetail.cli.output import data_console, print_json, say
     from dovetail.client import BuildPhase
 
     target = read_fingerprint(fingerprint) if fingerprint else None
     with connected(ctx) as client, BuildProgress() as progress:
-        for event in client.compile(model, version=version, recipes=recipe or (), fingerprint=target, force=force):
-            progress.update(event)
+        try:
+            for event in client.compile(model, version=version, recipes=recipe or (), fingerprint=target, force=force):
+                progress.update(event)
+        except KeyboardInterrupt:
+            if progress.builds:
+                say(f"the builds go on unwatched; `dovetail artifacts {model}` shows what came of them")
+            raise
     builds = tuple(progress.builds.values())
     if as_json:
         from dovetail.cli.documents import build_document

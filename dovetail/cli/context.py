@@ -71,7 +71,10 @@ class ErrorGroup(TyperGroup):
             code = exit_code_of(exc)
             self._show(ctx, str(exc), hint=_UNREACHABLE if code is ExitCode.NOT_REACHABLE else "")
             raise typer.Exit(code) from exc
-        except (KeyboardInterrupt, typer.Exit, typer.Abort, EOFError, BrokenPipeError):
+        except KeyboardInterrupt:
+            typer.echo("stopped by Ctrl-C", err=True)
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except (typer.Exit, typer.Abort, EOFError, BrokenPipeError):
             raise
         except Exception as exc:
             if _is_usage_error(exc):

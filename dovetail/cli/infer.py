@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,8 +43,10 @@ def infer(
 
     given = [read_arrays(item) for item in inputs]
     with connected(ctx, inference=server or None) as client:
-        specs = client.signature(model, version) if any("" in arrays for arrays in given) else ()
-        results = client.infer(model, name_inputs(given, specs), version=version)
+        specs = client.signature(model, version)
+        named = name_inputs(given, specs)
+        check_inputs(named, specs)
+        results = client.infer(model, named, version=version)
     if output is not None:
         write_arrays(output, results)
         say(f"{', '.join(results)} written to {output}")
@@ -70,8 +74,11 @@ def read_arrays(argument: str) -> dict[str, Array]:
             found = {key: loaded[key] for key in loaded.files}
     except OSError as exc:
         raise InvalidInputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-    except ValueError as exc:
-        raise InvalidInputError(f"{path} is not an array file (.npy or .npz without objects): {exc}") from exc
+    except (ValueError, EOFError, zipfile.BadZipFile) as exc:  # numpy's text would recommend to allow pickles
+        raise InvalidInputError(
+            f"{path} is not an array file (.npy or .npz without objects), or it is truncated; write it with numpy.save"
+            " or numpy.savez, from an array of numbers or texts"
+        ) from exc
     if not name:
         return found
     if len(found) != 1:
@@ -98,6 +105,29 @@ def name_inputs(given: Sequence[Mapping[str, Array]], specs: Sequence[TensorSpec
     return named
 
 
+def check_inputs(named: Mapping[str, Array], specs: Sequence[TensorSpec]) -> None:
+    """Refuse names and dtypes that the model does not take, with the way to the right ones.
+
+    Shapes and missing inputs are left to the node, which says the same about them as this could.
+
+    Raises:
+        InvalidInputError: As above.
+    """
+    from dovetail.tensor import NUMPY_DTYPES, datatype_of
+
+    expected = {spec.name: spec.datatype for spec in specs}
+    for name, array in named.items():
+        if name not in expected:
+            raise InvalidInputError(f"the model has no input {name!r}; its inputs are {', '.join(expected)}")
+        wanted = expected[name]
+        if wanted != "BF16" and datatype_of(array) != wanted:
+            way = "texts" if wanted == "BYTES" else f"array.astype({NUMPY_DTYPES[wanted].name!r})"
+            raise InvalidInputError(
+                f"input {name} is an array of {array.dtype} ({datatype_of(array)}), the model takes {wanted}:"
+                f" save {way}"
+            )
+
+
 def write_arrays(path: Path, results: Mapping[str, Array]) -> None:
     """Write outputs as .npy or .npz.
 
@@ -115,15 +145,26 @@ def write_arrays(path: Path, results: Mapping[str, Array]) -> None:
             np.save(path, next(iter(results.values())), allow_pickle=False)
         else:
             np.savez(path, **dict(results))  # type: ignore[arg-type]
-    except (OSError, ValueError) as exc:
+    except OSError as exc:
+        raise InvalidInputError(f"{path} cannot be written: {exc.strerror or exc}") from exc
+    except ValueError as exc:
         raise InvalidInputError(f"{path} cannot be written: {exc}") from exc
 
 
 def _document(name: str, array: Array) -> dict[str, object]:
     from dovetail.tensor import datatype_of
 
-    data = [item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in array.ravel().tolist()]
+    data = [_json_value(item) for item in array.ravel().tolist()]
     return {"name": name, "datatype": datatype_of(array), "shape": list(array.shape), "data": data}
+
+
+def _json_value(item: object) -> object:
+    """JSON has no NaN and no infinity: they are the texts that protobuf's JSON form uses."""
+    if isinstance(item, bytes):
+        return item.decode("utf-8", "replace")
+    if isinstance(item, float) and not math.isfinite(item):
+        return "NaN" if math.isnan(item) else "Infinity" if item > 0 else "-Infinity"
+    return item
 
 
 def _show(results: Mapping[str, Array]) -> None:

@@ -10,8 +10,6 @@ import typer
 
 from dovetail.cli.context import JsonFlag, connected
 
-_ExistingFile = typer.Option(exists=True, dir_okay=False, readable=True, metavar="FILE.npz")
-
 
 def push(
     ctx: typer.Context,

@@ -69,7 +69,9 @@ def _serves(node: Node) -> Text:
     lines: list[Text] = []
     for item in node.serving:
         line = Text.assemble(
-            (item.state, STATE_STYLE.get(item.state, "")), f" {item.model} v{item.version}", f" {item.recipe}".rstrip()
+            (item.state, STATE_STYLE.get(item.state, "")),
+            f" {item.model}" + (f" v{item.version}" if item.version else ""),
+            f" {item.recipe}".rstrip(),
         )
         if item.artifact_key:
             line.append(f" {short_key(item.artifact_key)}", style="dim")

@@ -17,12 +17,12 @@ from dovetail.client.results import (
     BuildPhase,
     Model,
     Node,
-    Objective,
     Offer,
     PushResult,
     Serving,
     Tensors,
 )
+from dovetail.offer import Objective
 
 __all__ = [
     "Artifact",

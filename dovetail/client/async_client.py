@@ -2,7 +2,7 @@
 """The SDK's one implementation: every verb of the mesh as a coroutine or an async iterator.
 
 `blocking_client` runs these same methods on a private event loop. Messages are read in `messages`, pushes made in
-`push`, tensors coded in `inference`; here is what remains: the calls, and which node an inference goes to.
+`push`, tensors coded in `inference`, nodes chosen in `chosen_nodes`; here is what remains: the calls.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from dovetail.client.chosen_nodes import ChosenNodes
 from dovetail.client.download import download_files
-from dovetail.client.inference import InferenceNode, Requests
+from dovetail.client.inference import Requests
 from dovetail.client.messages import (
     negotiate_message,
     read_artifact,
@@ -26,10 +27,9 @@ from dovetail.client.messages import (
     read_push,
 )
 from dovetail.client.push import OnProgress, PushOrder, check_files, send_push
-from dovetail.client.results import Artifact, Build, BuildEvent, Model, Node, Objective, Offer, PushResult, Tensors
-from dovetail.client.routing import choose_node
-from dovetail.errors import UnavailableError
+from dovetail.client.results import Artifact, Build, BuildEvent, Model, Node, Offer, PushResult, Tensors
 from dovetail.fingerprint import Fingerprint
+from dovetail.offer import Objective
 from dovetail.pb.v1 import artifacts_pb2, compiler_pb2, fleet_pb2, registry_pb2
 from dovetail.pb.v1.artifacts_pb2_grpc import ArtifactCacheStub
 from dovetail.pb.v1.compiler_pb2_grpc import CompilerStub
@@ -52,14 +52,12 @@ class AsyncClient:
     def __init__(self, address: str, *, inference: str | None = None) -> None:
         """See `connect_async`."""
         self.address = address
-        self._inference = inference
         self._channel = open_channel(address)
         self._registry = ModelRegistryStub(self._channel)
         self._compiler = CompilerStub(self._channel)
         self._cache = ArtifactCacheStub(self._channel)
         self._fleet = FleetStub(self._channel)
-        self._nodes: dict[str, InferenceNode] = {}
-        self._chosen: dict[tuple[str, str], str] = {}
+        self._chosen = ChosenNodes(inference, self.nodes)
 
     async def __aenter__(self) -> Self:
         """The client itself."""
@@ -73,9 +71,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close all connections; running calls are cancelled."""
-        for node in self._nodes.values():
-            await node.close()
-        self._nodes.clear()
+        await self._chosen.close()
         await self._channel.close()
 
     async def push(
@@ -274,7 +270,7 @@ class AsyncClient:
         accuracy_floor: float = 0.0,
         order_builds: bool = False,
     ) -> AsyncGenerator[Offer, None]:
-        """The current offer, then a new one whenever the choice changes; endless."""
+        """The current offer, then a new one whenever the choice or the set of artifacts offered changes; endless."""
         request = negotiate_message(model, fingerprint, version, objective, accuracy_floor, order_builds, "")
         call = self._cache.WatchOffers(request)
         try:
@@ -343,14 +339,7 @@ class AsyncClient:
             NotFoundError: No such model, or no node serves it.
             InvalidInputError: Wrong input name, dtype or shape.
         """
-        node = await self._node_for(model, version)
-        try:
-            return await node.infer(model, inputs, version=version, outputs=outputs, timeout_s=timeout_s)
-        except UnavailableError:
-            if self._inference is not None or self._chosen.pop((model, version), None) is None:
-                raise
-        other = await self._node_for(model, version, without=node.address)  # it may have gone since it was chosen
-        return await other.infer(model, inputs, version=version, outputs=outputs, timeout_s=timeout_s)
+        return await self._chosen.infer(model, inputs, version=version, outputs=outputs, timeout_s=timeout_s)
 
     async def infer_stream(
         self, model: str, requests: Requests, *, version: str = "", outputs: Sequence[str] = ()
@@ -363,7 +352,7 @@ class AsyncClient:
             version: "" is what the node serves.
             outputs: Names of the outputs wanted; none: all.
         """
-        node = await self._node_for(model, version)
+        node = await self._chosen.node_for(model, version)
         results = node.stream(model, requests, version=version, outputs=outputs)
         async with aclosing(results):
             async for result in results:
@@ -371,17 +360,8 @@ class AsyncClient:
 
     async def signature(self, model: str, version: str = "") -> tuple[TensorSpec, ...]:
         """Inputs of a model as the node that serves it names them; raises as `infer`."""
-        node = await self._node_for(model, version)
+        node = await self._chosen.node_for(model, version)
         return await node.signature(model, version)
-
-    async def _node_for(self, model: str, version: str, *, without: str = "") -> InferenceNode:
-        address = self._inference or self._chosen.get((model, version))
-        if address is None:
-            address = choose_node(await self.nodes(), model, version, without=without)
-            self._chosen[(model, version)] = address
-        if address not in self._nodes:
-            self._nodes[address] = InferenceNode(address)
-        return self._nodes[address]
 
 
 def connect_async(address: str, *, inference: str | None = None) -> AsyncClient:

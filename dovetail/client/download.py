@@ -44,7 +44,7 @@ async def download_files(cache: ArtifactCacheStub, manifest: Manifest, into: Pat
         part = into / f"{entry.name}.part"
         try:
             await asyncio.to_thread(into.mkdir, parents=True, exist_ok=True)
-            with await asyncio.to_thread(part.open, "wb") as file:
+            with _create(part) as file:
                 await _download(cache, entry, file)
             await asyncio.to_thread(part.replace, path)
         except OSError as exc:
@@ -53,6 +53,11 @@ async def download_files(cache: ArtifactCacheStub, manifest: Manifest, into: Pat
             await asyncio.to_thread(part.unlink, missing_ok=True)
         files[entry.name] = path
     return files
+
+
+def _create(path: Path) -> BinaryIO:
+    """Open a file for writing; not in a thread, because a cancelled wait for the thread would leave it open."""
+    return path.open("wb")
 
 
 async def _download(cache: ArtifactCacheStub, entry: FileEntry, file: BinaryIO) -> None:

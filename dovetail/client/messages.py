@@ -8,9 +8,6 @@ a guess.
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import TypeVar
-
 from dovetail.artifact import Manifest
 from dovetail.client.results import (
     Artifact,
@@ -22,17 +19,25 @@ from dovetail.client.results import (
     BuildPhase,
     Model,
     Node,
-    Objective,
     Offer,
     PushResult,
     Serving,
 )
 from dovetail.errors import InvalidInputError
 from dovetail.fingerprint import Fingerprint
-from dovetail.pb.v1 import artifacts_pb2, compiler_pb2, fleet_pb2, registry_pb2, types_pb2
-from dovetail.wire import read_benchmark, read_gate, read_reason, read_recipe, read_tensor_spec, read_verdict
-
-_Word = TypeVar("_Word", bound=StrEnum)
+from dovetail.offer import Objective
+from dovetail.pb.v1 import artifacts_pb2, compiler_pb2, fleet_pb2, registry_pb2
+from dovetail.wire import (
+    objective_message,
+    read_benchmark,
+    read_gate,
+    read_objective,
+    read_phase,
+    read_reason,
+    read_recipe,
+    read_tensor_spec,
+    read_verdict,
+)
 
 
 def read_model(message: registry_pb2.Model) -> Model:
@@ -108,7 +113,7 @@ def read_offer(message: artifacts_pb2.Offer) -> Offer:
         assessments=tuple(_assessment(item) for item in message.assessments),
         better=tuple(_order(item) for item in message.better),
         basis=message.basis,
-        objective=_objective(message.objective),
+        objective=read_objective(message.objective),
     )
 
 
@@ -143,7 +148,7 @@ def negotiate_message(
         model=model,
         version=version,
         fingerprint_json=fingerprint.to_bytes(),
-        objective=f"OBJECTIVE_{objective.name}",
+        objective=objective_message(objective),
         accuracy_floor=accuracy_floor,
         order_builds=order_builds,
         pin=pin,
@@ -182,18 +187,7 @@ def _failure(message: compiler_pb2.BuildFailure) -> BuildFailure:
 
 
 def _phase(number: int) -> BuildPhase:
-    return _word(BuildPhase, compiler_pb2.BuildPhase.items(), number, "BUILD_PHASE_")
-
-
-def _objective(number: int) -> Objective:
-    if number == types_pb2.OBJECTIVE_UNSPECIFIED:
-        return Objective.LATENCY
-    return _word(Objective, types_pb2.Objective.items(), number, "OBJECTIVE_")
-
-
-def _word(kind: type[_Word], known: list[tuple[str, int]], number: int, prefix: str) -> _Word:
-    for name, value in known:
-        text = name.removeprefix(prefix).lower()
-        if value == number and text in {str(item) for item in kind}:
-            return kind(text)
-    raise InvalidInputError(f"the service sent {prefix}{number}, which this version does not know: update it")
+    try:
+        return BuildPhase(read_phase(number))
+    except ValueError:
+        raise InvalidInputError("the service sent a build without a phase") from None

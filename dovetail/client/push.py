@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,8 @@ class PushOrder:
     Attributes:
         name: Model name.
         model: The .onnx file.
-        external_data: Files that the model names as external data, by those names' last part.
+        external_data: Files that the model names as external data: by their path from the model's folder if they are
+            in it, else by the last part.
         calibration: .npz with one array per input, or None.
         validation: .npz with one array per input and optionally labels, or None.
         task: "classification", "generic" or "": decided by the labels.
@@ -101,7 +103,7 @@ async def push_messages(
         InvalidInputError: A file cannot be read.
     """
     files = order.files()
-    described = [await asyncio.to_thread(_described, role, path) for role, path in files]
+    described = [await asyncio.to_thread(_described, role, path, order.model.parent) for role, path in files]
     policy = registry_pb2.AccuracyPolicy(task=order.task, label_array=order.label_array)
     if order.max_metric_drop is not None:
         policy.max_metric_drop = order.max_metric_drop
@@ -115,12 +117,22 @@ async def push_messages(
                 on_progress(sent, total)
 
 
-def _described(role: int, path: Path) -> registry_pb2.PushFile:
+def _described(role: int, path: Path, folder: Path) -> registry_pb2.PushFile:
+    external = role == registry_pb2.FILE_ROLE_EXTERNAL_DATA
     try:
         size, digest = path.stat().st_size, sha256_file(path)
     except OSError as exc:
         raise unreadable(path, exc) from exc
-    return registry_pb2.PushFile(role=registry_pb2.FileRole.Name(role), name=path.name, size_bytes=size, sha256=digest)
+    name = _location(path, folder) if external else path.name
+    return registry_pb2.PushFile(role=registry_pb2.FileRole.Name(role), name=name, size_bytes=size, sha256=digest)
+
+
+def _location(path: Path, folder: Path) -> str:
+    """How a model in this folder names the file."""
+    try:
+        return Path(os.path.abspath(path)).relative_to(os.path.abspath(folder)).as_posix()
+    except ValueError:
+        return path.name
 
 
 async def _pieces(path: Path) -> AsyncIterator[bytes]:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the SDK's verbs return: plain frozen values, free of protobuf and gRPC.
 
-Domain values (Recipe, Manifest, GateReport, BenchmarkRecord, Reason, Fingerprint) are used as they are; here are only
-those that exist because a service keeps them: models, builds, offers as told over the wire, nodes. How they are read
-from messages is in `messages`; how they are shown is the command line's business.
+Domain values (Recipe, Manifest, GateReport, BenchmarkRecord, Objective, Reason, Fingerprint) are used as they are; here
+are only those that exist because a service keeps them: models, builds, offers as told over the wire, nodes. How they
+are read from messages is in `messages`; how they are shown is the command line's business.
 """
 
 from __future__ import annotations
@@ -16,21 +16,13 @@ from dovetail.artifact import Manifest
 from dovetail.benchmark import BenchmarkRecord
 from dovetail.fingerprint import Fingerprint
 from dovetail.gate import GateReport
+from dovetail.offer import Objective
 from dovetail.recipe import Recipe
 from dovetail.rules import Reason, Verdict
 from dovetail.tensor import Array, TensorSpec
 
 Tensors = Mapping[str, Array]
 """Tensor name -> array, represented as `dovetail.tensor` says."""
-
-
-class Objective(StrEnum):
-    """What the user optimises, under an accuracy floor."""
-
-    LATENCY = "latency"
-    THROUGHPUT = "throughput"
-    MEMORY = "memory"
-    SIZE = "size"
 
 
 class BuildPhase(StrEnum):

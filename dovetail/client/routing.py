@@ -17,9 +17,13 @@ def choose_node(nodes: Iterable[Node], model: str, version: str, *, without: str
     """
     ready: list[Node] = []
     known: list[str] = []
+    others: set[int] = set()
     for node in nodes:
         for serving in node.serving:
-            if serving.model != model or version not in ("", str(serving.version)):
+            if serving.model != model:
+                continue
+            if version not in ("", str(serving.version)):
+                others.add(serving.version)
                 continue
             known.append(f"{node.id} is {serving.state}" + (f" ({serving.reason})" if serving.reason else ""))
             if serving.state == "READY" and node.address and node.address != without:
@@ -27,5 +31,8 @@ def choose_node(nodes: Iterable[Node], model: str, version: str, *, without: str
     if ready:
         return max(ready, key=lambda node: (node.last_seen_ms, node.id)).address
     what = f"model {model!r}" + (f" version {version}" if version else "")
-    state = f": {'; '.join(known)}" if known else ": no node reported it; is a runtime or an agent configured for it?"
-    raise NotFoundError(f"no node serves {what}{state}")
+    state = "; ".join(known)
+    if others and not known:
+        state = f"nodes have version {', '.join(map(str, sorted(others)))}"
+    state = state or "no node reported it; `dovetail models` lists what was pushed, `dovetail nodes` what nodes serve"
+    raise NotFoundError(f"no node serves {what}: {state}")

@@ -160,7 +160,7 @@ def _joined(name: str, parts: Sequence[Array]) -> Array:
 def _stored(array: Array, spec: TensorSpec) -> Array:
     if spec.datatype == "BYTES":
         return np.frombuffer(to_raw(array, "BYTES"), dtype=np.uint8)
-    return np.ascontiguousarray(array, dtype=NUMPY_DTYPES[spec.datatype])
+    return np.asarray(array, dtype=NUMPY_DTYPES[spec.datatype], order="C")  # not ascontiguousarray: it has no scalars
 
 
 def _goldens(meta: Mapping[str, Any], stored: Mapping[str, Array]) -> Goldens:

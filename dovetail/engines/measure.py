@@ -36,6 +36,8 @@ MIN_WINDOW_RUNS = 5
 MAX_WINDOW_RUNS = 2000
 
 Feeds = Mapping[str, Array]
+RunOnce = Callable[[], float]
+"""Runs a session once with its next feed and returns the seconds that it took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +59,9 @@ class Loaded:
 class _Series:
     """Timings of one session, in seconds."""
 
-    session: Session
-    feeds: Sequence[Feeds]
+    run_once: RunOnce
     clock: Clock
     windows: list[list[float]] = field(default_factory=list)
-    _position: int = 0
 
     def run_window(self, runs: int, deadline: float) -> None:
         """A window of that many runs, cut short at the deadline but not below MIN_WINDOW_RUNS."""
@@ -69,13 +69,6 @@ class _Series:
         while len(window) < runs and (len(window) < MIN_WINDOW_RUNS or self.clock.monotonic_s() < deadline):
             window.append(self.run_once())
         self.windows.append(window)
-
-    def run_once(self) -> float:
-        feed = self.feeds[self._position % len(self.feeds)]
-        self._position += 1
-        started = self.clock.monotonic_s()
-        self.session.run(feed)
-        return self.clock.monotonic_s() - started
 
     def samples(self) -> list[float]:
         return [sample for window in self.windows for sample in window]
@@ -135,8 +128,62 @@ def measure(
         EngineError: A run failed.
     """
     clock = clock or SystemClock()
-    candidate = _Series(loaded.session, feeds, clock)
-    series = [candidate] if baseline is None else [_Series(baseline, feeds, clock), candidate]
+    return measure_runs(
+        timed(loaded.session, feeds, clock),
+        hardware_class=hardware_class,
+        batch=batch,
+        threads=threads,
+        baseline=None if baseline is None else timed(baseline, feeds, clock),
+        load_ms=loaded.load_ms,
+        peak_rss_bytes=loaded.peak_rss_bytes,
+        budget_s=budget_s,
+        reported_by=reported_by,
+        clock=clock,
+    )
+
+
+def timed(session: Session, feeds: Sequence[Feeds], clock: Clock) -> RunOnce:
+    """Runs of a session that nobody else uses, its feeds in turn."""
+    upcoming = cycle(feeds)
+
+    def run_once() -> float:
+        feed = next(upcoming)
+        started = clock.monotonic_s()
+        session.run(feed)
+        return clock.monotonic_s() - started
+
+    return run_once
+
+
+def measure_runs(
+    run_once: RunOnce,
+    *,
+    hardware_class: str,
+    batch: int,
+    threads: int,
+    clock: Clock,
+    baseline: RunOnce | None = None,
+    load_ms: float = 0.0,
+    peak_rss_bytes: int = 0,
+    budget_s: float = 2.0,
+    reported_by: str = "build",
+) -> BenchmarkRecord:
+    """`measure` for whoever runs and times the session in another way, such as between real requests. Blocks.
+
+    Args:
+        run_once: The next run; what it raises ends the measurement.
+        hardware_class: Key of this machine's class.
+        batch: Rows in each run.
+        threads: Threads that the engine was given.
+        clock: What the budget is measured on; the seconds of a run must pass on it too.
+        baseline: Runs of the unoptimised fp32 model, or None.
+        load_ms: As in the record.
+        peak_rss_bytes: As in the record.
+        budget_s: As in `measure`.
+        reported_by: As in the record.
+    """
+    candidate = _Series(run_once, clock)
+    series = [candidate] if baseline is None else [_Series(baseline, clock), candidate]
     deadline = clock.monotonic_s() + budget_s
     pace = [_warm_up(one, budget_s / (4 * len(series)), clock) for one in series]
     window_s = max(0.0, deadline - clock.monotonic_s()) / (2 * MIN_WINDOWS * len(series))
@@ -155,8 +202,8 @@ def measure(
         p95_ms=p95,
         p99_ms=p99,
         throughput=batch * len(times) / float(times.sum()) if times.sum() > 0 else 0.0,
-        load_ms=loaded.load_ms,
-        peak_rss_bytes=loaded.peak_rss_bytes,
+        load_ms=load_ms,
+        peak_rss_bytes=peak_rss_bytes,
         baseline_p50_ms=0.0 if baseline is None else float(np.median(series[0].samples())) * 1000,
         measured_at_ms=clock.wall_ms(),
         reported_by=reported_by,

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from dovetail.engines.base import Engine, SessionOptions
-from dovetail.errors import EngineError, InvalidInputError, UnsupportedError
+from dovetail.errors import EngineError, InvalidInputError, UnsupportedError, brief
 from dovetail.rules.onnxruntime_rules import needs_x64_quant_precision
 from dovetail.tensor import Array, TensorSpec
 
@@ -33,7 +33,6 @@ ENGINE = "onnxruntime"
 
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; written out so that a device needs no onnx package
 _FATAL = 4  # log severity: failures reach us as exceptions, so the library need not print them too
-_MAX_ERROR_CHARS = 600
 
 _DATATYPES: Mapping[str, str] = {
     "tensor(bool)": "BOOL",
@@ -94,7 +93,7 @@ class OnnxRuntimeEngine:
                 str(files[names[0]]), self._session_options(options), providers=["CPUExecutionProvider"]
             )
         except Exception as exc:  # the library raises its own family, which does not share a public base
-            raise EngineError(f"onnxruntime cannot load {names[0]}: {_short(exc)}") from exc
+            raise EngineError(f"onnxruntime cannot load {names[0]}: {brief(str(exc))}") from exc
         return OnnxRuntimeSession(self._ort, session)
 
     def _session_options(self, options: SessionOptions) -> Any:
@@ -144,7 +143,7 @@ class OnnxRuntimeSession:
         except InvalidInputError:
             raise
         except Exception as exc:  # the library raises its own family, which does not share a public base
-            raise EngineError(f"onnxruntime failed while running: {_short(exc)}") from exc
+            raise EngineError(f"onnxruntime failed while running: {brief(str(exc))}") from exc
 
     def close(self) -> None:
         """Free the model."""
@@ -162,7 +161,7 @@ class OnnxRuntimeSession:
         binding = self._session.io_binding()
         for name, value in values.items():
             if isinstance(value, np.ndarray):
-                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+                binding.bind_cpu_input(name, np.asarray(value, order="C"))
             else:
                 binding.bind_ortvalue_input(name, value)
         for name in self._output_names:
@@ -174,7 +173,7 @@ class OnnxRuntimeSession:
     def _to_library(self, name: str, array: Array) -> Any:
         datatype = self._input_types.get(name, "")
         if datatype == "BF16":
-            bits = np.ascontiguousarray(array, dtype=np.uint16)
+            bits = np.asarray(array, dtype=np.uint16, order="C")
             return self._ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
         return _to_text(name, array) if datatype == "BYTES" else array
 
@@ -219,8 +218,3 @@ def _from_text(array: Array) -> Array:
     for index, element in np.ndenumerate(array):
         data[index] = str(element).encode()
     return data
-
-
-def _short(exc: Exception) -> str:
-    text = " ".join(str(exc).split())
-    return text if len(text) <= _MAX_ERROR_CHARS else text[:_MAX_ERROR_CHARS] + " …"

@@ -13,6 +13,7 @@ concurrency.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,12 +22,11 @@ from typing import Any
 import numpy as np
 
 from dovetail.engines.base import Engine, SessionOptions
-from dovetail.errors import EngineError, UnsupportedError
+from dovetail.errors import EngineError, UnsupportedError, brief
 from dovetail.tensor import NUMPY_DTYPES, Array, TensorSpec
 
 ENGINE = "openvino"
 
-_MAX_ERROR_CHARS = 600
 
 _DATATYPES: Mapping[str, str] = {
     "boolean": "BOOL",
@@ -43,6 +43,14 @@ _DATATYPES: Mapping[str, str] = {
     "f32": "FP32",
     "f64": "FP64",
 }
+
+
+_SOURCE_POSITION = re.compile(r"Exception from \S+:\d+:\s*|(Check '.*?' failed) at \S+?:\d+(?::\s*)?")
+
+
+def without_source_positions(text: str) -> str:
+    """A message of the library without the files and lines of its own source, which tell a user nothing."""
+    return _SOURCE_POSITION.sub(lambda match: f"{match[1]}: " if match[1] else "", text).strip()
 
 
 def create() -> Engine:
@@ -99,7 +107,7 @@ class OpenVinoEngine:
             compiled = self._core.compile_model(model, device, _properties(options))
             return OpenVinoSession(self._ov, model, compiled)
         except RuntimeError as exc:
-            raise EngineError(f"openvino cannot load the model: {_short(exc)}") from exc
+            raise EngineError(f"openvino cannot load the model: {brief(without_source_positions(str(exc)))}") from exc
 
 
 def _properties(options: SessionOptions) -> dict[str, Any]:
@@ -143,13 +151,13 @@ class OpenVinoSession:
         if feeds.keys() != self._input_types.keys():
             raise EngineError(f"the model has the inputs {sorted(self._input_types)}, the call brings {sorted(feeds)}")
         try:
-            dense = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # kept alive during infer()
+            dense = {name: np.asarray(array, order="C") for name, array in feeds.items()}  # kept alive during infer()
             for index, name in enumerate(self._input_types):
                 self._request.set_input_tensor(index, self._tensor(name, dense[name]))
             self._request.infer()
             return {spec.name: self._output(index, spec) for index, spec in enumerate(self.outputs)}
         except (RuntimeError, TypeError, ValueError) as exc:
-            raise EngineError(f"openvino failed while running: {_short(exc)}") from exc
+            raise EngineError(f"openvino failed while running: {brief(without_source_positions(str(exc)))}") from exc
 
     def close(self) -> None:
         """Free the request and, with it, the model."""
@@ -181,8 +189,3 @@ def _spec(port: Any) -> TensorSpec:
         )
     shape = tuple(dim.get_length() if dim.is_static else -1 for dim in port.get_partial_shape())
     return TensorSpec(port.get_any_name(), datatype, shape)
-
-
-def _short(exc: Exception) -> str:
-    text = " ".join(str(exc).split())
-    return text if len(text) <= _MAX_ERROR_CHARS else text[:_MAX_ERROR_CHARS] + " …"

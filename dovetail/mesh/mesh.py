@@ -27,7 +27,7 @@ from dovetail.mesh.process import ChildProcess
 from dovetail.mesh.redis_server import find_redis_program, private_socket, redis_part
 from dovetail.mesh.supervisor import Part, Supervisor
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ class Mesh:
             self._supervisor.start(lambda: self._node_part(self._runtime, self.options.ports.runtime_metrics)),
             self._supervisor.start(lambda: self._node_part(self._agent, self.options.ports.agent_metrics)),
         )
-        _LOG.info("mesh.started data_dir=%s", self._root)
+        _log.info("mesh.started data_dir=%s", self._root)
 
     def _store_settings(self, name: str) -> dict[str, str]:
         return {

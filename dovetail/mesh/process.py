@@ -19,7 +19,7 @@ from typing import BinaryIO
 from dovetail.errors import DeadlineError, UnavailableError
 from dovetail.mesh import launch
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 MAX_LOG_BYTES = 16 << 20
 """A log file larger than this is set aside (one generation) when its process starts again."""
@@ -99,7 +99,7 @@ class ChildProcess:
         self._buried = True
         self._signal(signal.SIGKILL, group=True)
         await self._process.wait()
-        _LOG.info("process.ended name=%s pid=%d status=%s", self.name, self.pid, self._process.returncode)
+        _log.info("process.ended name=%s pid=%d status=%s", self.name, self.pid, self._process.returncode)
 
     def _signal(self, number: signal.Signals, *, group: bool = False) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -128,7 +128,7 @@ async def start_process(
             )  # fmt: skip
     except OSError as exc:
         raise UnavailableError(f"{name} cannot be started: {exc}") from exc
-    _LOG.info("process.started name=%s pid=%d", name, process.pid)
+    _log.info("process.started name=%s pid=%d", name, process.pid)
     return ChildProcess(name, process, log)
 
 

@@ -20,7 +20,7 @@ from dovetail.errors import DovetailError, NotFoundError
 from dovetail.mesh.process import ChildProcess, start_process
 from dovetail.rpc.channel import open_channel
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 60.0
 """Longest wait for a part; importing an inference library on a slow board takes ten seconds."""
@@ -137,7 +137,7 @@ class Supervisor:
                 await self.restart(name)
             except DovetailError as exc:
                 self._wanted.add(name)  # so that it is tried again
-                _LOG.warning("part.restart_failed name=%s reason=%r", name, str(exc).splitlines()[0])
+                _log.warning("part.restart_failed name=%s why=%r", name, str(exc).splitlines()[0])
 
     async def _next_end(self) -> str:
         """Name of a wanted part that is not running."""

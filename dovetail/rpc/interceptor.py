@@ -24,7 +24,7 @@ import grpc.aio
 from dovetail.errors import DovetailError, ErrorCode
 from dovetail.rpc.status import CODE_METADATA_KEY, REQUEST_ID_METADATA_KEY, public_text, status_of
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _REQUEST_ID_PATTERN = re.compile(r"^[A-Za-z0-9._:-]{1,64}$")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -94,7 +94,7 @@ class _Call:
             self._log_end(context, _status_name(context), started, request_id)
 
     async def _hide(self, context: Context, exc: Exception, started: float, request_id: str) -> None:
-        _LOG.error("rpc.bug method=%s request_id=%s", self._method, request_id, exc_info=exc)
+        _log.error("rpc.bug method=%s request_id=%s", self._method, request_id, exc_info=exc)
         self._log_end(context, "INTERNAL", started, request_id)
         await context.abort(
             grpc.StatusCode.INTERNAL,
@@ -104,16 +104,16 @@ class _Call:
 
     def _log_end(self, context: Context, status: str, started: float, request_id: str, *, reason: str = "") -> None:
         level = self._level if status in ("OK", "CANCELLED") else logging.INFO
-        if not _LOG.isEnabledFor(level):
+        if not _log.isEnabledFor(level):
             return
         elapsed_ms = (time.monotonic() - started) * 1000
         if reason:
-            _LOG.log(
-                level, "rpc.end method=%s peer=%s status=%s ms=%.1f request_id=%s reason=%r",
+            _log.log(
+                level, "rpc.end method=%s peer=%s status=%s ms=%.1f request_id=%s why=%r",
                 self._method, context.peer(), status, elapsed_ms, request_id, reason[:500],
             )  # fmt: skip
         else:
-            _LOG.log(
+            _log.log(
                 level, "rpc.end method=%s peer=%s status=%s ms=%.1f request_id=%s",
                 self._method, context.peer(), status, elapsed_ms, request_id,
             )  # fmt: skip

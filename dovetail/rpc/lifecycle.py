@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a process of ours stops, and how it tells its supervisor where it listens.
+"""How a process of ours runs and stops, and how it tells its supervisor where it listens.
 
 Used with a gRPC server and without one (the build worker has none).
 """
@@ -11,15 +11,39 @@ import logging
 import os
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from dovetail.errors import UnavailableError
+from dovetail.errors import DovetailError, UnavailableError
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+
+
+def run_until_stopped(serve: Callable[[asyncio.Event], Awaitable[None]]) -> int:
+    """Run a whole process: `serve` until it returns, which it does soon after the event that it is given is set.
+
+    Logs what ended it otherwise. Called by `__main__` only, as its last act.
+
+    Returns:
+        Exit code: 0 after a stop on purpose, 1 if the process could not start or has a bug.
+    """
+
+    async def run() -> None:
+        with stop_on_signals() as stop:
+            await serve(stop)
+
+    try:
+        asyncio.run(run())
+    except DovetailError as exc:
+        _log.error("process.failed why=%r", str(exc))
+        return 1
+    except Exception:
+        _log.exception("process.bug")
+        return 1
+    return 0
 
 
 @contextmanager
@@ -32,7 +56,7 @@ def stop_on_signals() -> Iterator[asyncio.Event]:
     stop = asyncio.Event()
 
     def on_signal(number: signal.Signals) -> None:
-        _LOG.info("process.stopping signal=%s", number.name)
+        _log.info("process.stopping signal=%s", number.name)
         stop.set()
         for watched in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(watched)

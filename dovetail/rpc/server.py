@@ -5,7 +5,8 @@
     add_CompilerServicer_to_server(servicer, rpc.server)
     rpc.serve("dovetail.v1.Compiler")
     port = await rpc.start("0.0.0.0:7001")
-    await serve_until_stopped(rpc)
+    await stop.wait()  # see `lifecycle.run_until_stopped`
+    await rpc.stop()
 
 Nothing here knows a service; TLS and roles will hang in at `start` and as a second interceptor.
 """
@@ -28,9 +29,9 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from dovetail.errors import UnavailableError
 from dovetail.rpc.address import bind_problem, check_address
 from dovetail.rpc.interceptor import ErrorInterceptor
-from dovetail.rpc.lifecycle import stop_on_signals, write_port_file
+from dovetail.rpc.lifecycle import write_port_file
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 HEALTH_SERVICE = "grpc.health.v1.Health"
@@ -138,14 +139,6 @@ class RpcServer:
         self.stopping.set()
         await self.health.enter_graceful_shutdown()
         await self.server.stop(grace_s)
-
-
-async def serve_until_stopped(rpc: RpcServer, *, grace_s: float = 5.0) -> None:
-    """Wait for SIGTERM or SIGINT, then stop the (started) server gracefully."""
-    with stop_on_signals() as stop:
-        await stop.wait()
-        await rpc.stop(grace_s)
-    _LOG.info("server.stopped port=%d", rpc.port)
 
 
 class _PoolChain:

@@ -15,14 +15,12 @@ from typing import cast
 import grpc
 
 from dovetail.errors import (
+    ERROR_CLASSES,
     AlreadyExistsError,
-    BuildFailedError,
     CancelledError,
     DeadlineError,
     DovetailError,
-    EngineError,
     ErrorCode,
-    IncompatibleError,
     IntegrityError,
     InvalidInputError,
     NotFoundError,
@@ -56,17 +54,6 @@ STATUS_BY_CODE: Mapping[ErrorCode, grpc.StatusCode] = MappingProxyType(
         ErrorCode.INTERNAL: grpc.StatusCode.INTERNAL,
     }
 )
-
-_CLASS_BY_CODE: Mapping[str, type[DovetailError]] = MappingProxyType(
-    {
-        cls.code.value: cls
-        for cls in (
-            AlreadyExistsError, BuildFailedError, CancelledError, DeadlineError, DovetailError, EngineError,
-            IncompatibleError, IntegrityError, InvalidInputError, NotFoundError, OverLimitError, PreconditionError,
-            UnavailableError, UnsupportedError,
-        )
-    }
-)  # fmt: skip
 
 _CLASS_BY_STATUS: Mapping[grpc.StatusCode, type[DovetailError]] = MappingProxyType(
     {
@@ -117,7 +104,7 @@ def error_from_rpc(error: grpc.RpcError, peer: str = "the service") -> DovetailE
     status = error.code()
     text = error.details() or f"{peer} answered {status.name} without a reason"
     metadata = _metadata(error)
-    known = _CLASS_BY_CODE.get(metadata.get(CODE_METADATA_KEY, ""))
+    known = ERROR_CLASSES.get(metadata.get(CODE_METADATA_KEY, ""))
     if known is not None:
         return known(text)
     if REQUEST_ID_METADATA_KEY not in metadata and status is grpc.StatusCode.UNAVAILABLE:
@@ -125,11 +112,6 @@ def error_from_rpc(error: grpc.RpcError, peer: str = "the service") -> DovetailE
     if REQUEST_ID_METADATA_KEY not in metadata and status is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineError(f"no answer from {peer} in time")
     return _CLASS_BY_STATUS.get(status, DovetailError)(text)
-
-
-def request_id_of(error: grpc.RpcError) -> str:
-    """Id under which the server logged the call; "" if it never reached one of our servers."""
-    return _metadata(error).get(REQUEST_ID_METADATA_KEY, "")
 
 
 @contextmanager

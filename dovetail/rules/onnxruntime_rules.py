@@ -29,7 +29,7 @@ from dovetail.hardware_class import has_vnni, isa_class
 from dovetail.rules import machine
 from dovetail.rules.base import Reason, Rule, Verdict
 from dovetail.rules.onnxruntime_recipes import ENGINE, contract_for, prior, recipes, static_flavour
-from dovetail.rules.versions import minor_of, parse_version
+from dovetail.rules.versions import installed_version, minor_of, parse_version, version_text
 
 __all__ = ["ENGINE", "RULES", "contract_for", "needs_x64_quant_precision", "prior", "recipes"]
 
@@ -60,11 +60,11 @@ def r1_opset_and_ir_fit_the_runtime(contract: Contract, fingerprint: Fingerprint
 
     Source: ONNX Runtime documentation, "Compatibility"; limits of 1.31.1 by trial (opset 6 to 26, IR 3 to 13).
     """
-    version = _runtime_version(fingerprint)
+    version = installed_version(ENGINE, fingerprint)
     opset, ir_version = contract.number("opset"), contract.number("ir_version")
     if not version or (opset == 0 and ir_version == 0):
         return None
-    needs, has = f"ONNX opset {opset} and IR {ir_version}", f"onnxruntime {_text(version)}"
+    needs, has = f"ONNX opset {opset} and IR {ir_version}", f"onnxruntime {version_text(version)}"
     if 0 < opset < _LOWEST_OPSET or 0 < ir_version < _LOWEST_IR:
         return Reason("R1", Verdict.UNSUPPORTED, needs, f"{has}, which reads opset 6 and IR 3 at least", _CONVERT)
     sure = max((limits for release, limits in _READS.items() if release <= version[:2]), default=(0, 0))
@@ -97,9 +97,12 @@ def r2_no_layout_bound_operators(contract: Contract, fingerprint: Fingerprint) -
         way_out = "build with optimization_level=basic: the node optimises fully when it loads"
         return Reason("R2", Verdict.UNSUPPORTED, needs, "no way to prove that", way_out)
     fused = "com.microsoft" in domains or level == "extended"
-    producer, version = parse_version(contract.text("producer_version")), _runtime_version(fingerprint)
+    producer, version = parse_version(contract.text("producer_version")), installed_version(ENGINE, fingerprint)
     if fused and version and producer and version < producer:
-        needs, has = f"onnxruntime {_text(producer)} or newer for fused operators", f"onnxruntime {_text(version)}"
+        needs, has = (
+            f"onnxruntime {version_text(producer)} or newer for fused operators",
+            f"onnxruntime {version_text(version)}",
+        )
         return Reason("R2", Verdict.RECOMPILE, needs, has, "pip install --upgrade onnxruntime, or build at basic")
     return None
 
@@ -122,9 +125,9 @@ def r4_ort_format_is_read(contract: Contract, fingerprint: Fingerprint) -> Reaso
     """
     if contract.text("file_format", "onnx") != "ort":
         return None
-    written, version = contract.number("ort_format_version"), _runtime_version(fingerprint)
+    written, version = contract.number("ort_format_version"), installed_version(ENGINE, fingerprint)
     way_out = "build it again in ONNX format"
-    has = f"onnxruntime {_text(version)}"
+    has = f"onnxruntime {version_text(version)}"
     if written not in (4, 5) or (version and version < (1, 13)):
         return Reason("R4", Verdict.UNSUPPORTED, f"a reader of ORT format {written}", has, way_out)
     target = contract.text("ort_target")
@@ -317,19 +320,10 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def _runtime_version(fingerprint: Fingerprint) -> tuple[int, ...]:
-    library = fingerprint.runtime(ENGINE)
-    return parse_version(library.version) if library else ()
-
-
 def _texts(contract: Contract, name: str) -> tuple[str, ...]:
     """A detail as texts; empty ones say nothing and are left out."""
     value = contract.details.get(name, ())
     return tuple(str(item) for item in (value if isinstance(value, tuple) else (value,)) if item != "")
-
-
-def _text(version: tuple[int, ...]) -> str:
-    return ".".join(str(part) for part in version) or "of unknown version"
 
 
 def _limits(limits: tuple[int, int]) -> str:

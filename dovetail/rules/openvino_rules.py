@@ -29,7 +29,7 @@ from dovetail.hardware_class import has_vnni
 from dovetail.recipe import Option, Recipe
 from dovetail.rules import machine
 from dovetail.rules.base import ModelFacts, Reason, Rule, Verdict
-from dovetail.rules.versions import minor_of, parse_version
+from dovetail.rules.versions import installed_version, minor_of, parse_version, version_text
 
 ENGINE = "openvino"
 QUANTIZABLE = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -110,17 +110,17 @@ def o1_ir_is_read_by_the_runtime(contract: Contract, fingerprint: Fingerprint) -
 
     Source: Intel support article 000091835 (IR v11 since 2022.1, v10 still read); that 2026.4.1 writes 11 was observed.
     """
-    version = _runtime_version(fingerprint)
+    version = installed_version(ENGINE, fingerprint)
     if not version or contract.text("form", "ir") != "ir":
         return None
     oldest = parse_version(contract.text("ov_min"))
-    has = f"openvino {_text(version)}"
+    has = f"openvino {version_text(version)}"
     if contract.number("ir_version", 11) >= 11 and version < (2022, 1):
         way_out = "pip install --upgrade openvino"
         return Reason("O1", Verdict.UNSUPPORTED, "openvino 2022.1 or newer for IR version 11", has, way_out)
     if oldest and version[: len(oldest)] < oldest:
-        way_out = f"pip install 'openvino>={_text(oldest)}', or build it with this machine's release"
-        return Reason("O1", Verdict.RECOMPILE, f"openvino {_text(oldest)} or newer", has, way_out)
+        way_out = f"pip install 'openvino>={version_text(oldest)}', or build it with this machine's release"
+        return Reason("O1", Verdict.RECOMPILE, f"openvino {version_text(oldest)} or newer", has, way_out)
     return None
 
 
@@ -260,12 +260,3 @@ RULES: tuple[Rule, ...] = (
     o8_arm_has_dot_product,
     o9_npu_driver_is_the_same,
 )
-
-
-def _runtime_version(fingerprint: Fingerprint) -> tuple[int, ...]:
-    library = fingerprint.runtime(ENGINE)
-    return parse_version(library.version) if library else ()
-
-
-def _text(version: tuple[int, ...]) -> str:
-    return ".".join(str(part) for part in version)

@@ -34,7 +34,7 @@ from dovetail.rules import machine
 from dovetail.rules.base import Reason, Rule, Verdict
 from dovetail.rules.tensorrt_plan import PlanHeader, parse_plan_header
 from dovetail.rules.tensorrt_recipes import ENGINE, chosen_gpu, contract_for, prior, recipes
-from dovetail.rules.versions import parse_version
+from dovetail.rules.versions import installed_version, parse_version, version_text
 
 __all__ = ["ENGINE", "RULES", "PlanHeader", "contract_for", "parse_plan_header", "prior", "recipes"]
 
@@ -54,10 +54,12 @@ def t1_runtime_is_the_builders(contract: Contract, fingerprint: Fingerprint) -> 
 
     Source: TensorRT documentation 11.x, "Support policies"; the same in 10.x.
     """
-    wanted, here = parse_version(contract.text("trt")), _runtime_version(fingerprint)
+    wanted, here = parse_version(contract.text("trt")), installed_version(ENGINE, fingerprint)
     if not here or contract.flag("version_compatible") or (wanted == here and len(wanted) == 4):
         return None
-    return Reason("T1", Verdict.RECOMPILE, f"exactly TensorRT {_text(wanted)}", f"TensorRT {_text(here)}", _REBUILD)
+    return Reason(
+        "T1", Verdict.RECOMPILE, f"exactly TensorRT {version_text(wanted)}", f"TensorRT {version_text(here)}", _REBUILD
+    )
 
 
 def t2_version_compatible_plan_goes_forward(contract: Contract, fingerprint: Fingerprint) -> Reason | None:
@@ -67,16 +69,16 @@ def t2_version_compatible_plan_goes_forward(contract: Contract, fingerprint: Fin
 
     Source: TensorRT documentation 11.1, "Engine compatibility"; 11.4.1 support matrix.
     """
-    wanted, here = parse_version(contract.text("trt")), _runtime_version(fingerprint)
+    wanted, here = parse_version(contract.text("trt")), installed_version(ENGINE, fingerprint)
     if not here or not contract.flag("version_compatible") or wanted == here:
         return None
-    needs, has = f"TensorRT {_text(wanted)} or newer, one major apart at most", f"TensorRT {_text(here)}"
+    needs, has = f"TensorRT {version_text(wanted)} or newer, one major apart at most", f"TensorRT {version_text(here)}"
     majors = (wanted[:1], here[:1])
     forward = majors in (((8,), (10,)), ((10,), (11,))) or (majors[0] == majors[1] and here >= wanted)
     if not wanted or not forward:
         return Reason("T2", Verdict.RECOMPILE, needs, has, _REBUILD)
     way_out = "it is tried when it is loaded; a native build would be faster"
-    return Reason("T2", Verdict.SUBOPTIMAL, f"TensorRT {_text(wanted)} to be native", has, way_out)
+    return Reason("T2", Verdict.SUBOPTIMAL, f"TensorRT {version_text(wanted)} to be native", has, way_out)
 
 
 def t3_lean_runtime_is_at_hand(contract: Contract, fingerprint: Fingerprint) -> Reason | None:
@@ -95,7 +97,7 @@ def t3_lean_runtime_is_at_hand(contract: Contract, fingerprint: Fingerprint) -> 
         installed = {parse_version(item) for item in library.details.get("lean", "").split(",")}
         if wanted in installed:
             return None
-        needs = f"the lean runtime of TensorRT {_text(wanted)}"
+        needs = f"the lean runtime of TensorRT {version_text(wanted)}"
         return Reason(
             "T3", Verdict.UNSUPPORTED, needs, library.details.get("lean", "") or "none", "install tensorrt-lean"
         )
@@ -150,7 +152,7 @@ def t5_compatibility_level_covers_the_gpu(contract: Contract, fingerprint: Finge
         return Reason("T5", Verdict.RECOMPILE, "a GPU that is not a Jetson's (unverified there)", "a Jetson", _REBUILD)
     floor = (8, 0) if level == "ampere_plus" else (7, 5)
     if level not in ("ampere_plus", "same_compute_capability") or capability < floor:
-        needs = f"compute capability {_text(floor)} or newer for level {level}"
+        needs = f"compute capability {version_text(floor)} or newer for level {level}"
         return Reason("T5", Verdict.RECOMPILE, needs, has, _REBUILD)
     way_out = "a native build would be faster"
     return Reason("T5", Verdict.SUBOPTIMAL, "a native plan to be fastest", f"a plan of level {level}", way_out)
@@ -179,21 +181,21 @@ def t7_runtime_serves_the_gpu(contract: Contract, fingerprint: Fingerprint) -> R
 
     Source: TensorRT release notes 10.4 and 10.5 (Volta), 10.8, 11.1, 11.3; the exact minimum of 11.4 is unverified.
     """
-    here = _runtime_version(fingerprint)
+    here = installed_version(ENGINE, fingerprint)
     gpu = chosen_gpu(contract.text("compute_capability"), contract.text("gpu_product"), fingerprint)
     if not here or gpu is None or not gpu.compute_capability:
         return None
     capability = parse_version(gpu.compute_capability)
-    has = f"TensorRT {_text(here)} and compute capability {gpu.compute_capability}"
+    has = f"TensorRT {version_text(here)} and compute capability {gpu.compute_capability}"
     way_out = "use an onnxruntime artifact"
     if capability < (7, 0) or (capability < (7, 5) and here[:2] > (10, 4)):
         return Reason("T7", Verdict.UNSUPPORTED, "a GPU from Turing (7.5) on; Volta until TensorRT 10.4", has, way_out)
     since = _ADDED_IN.get(capability[:2], (0, 0))
     if here[:2] < since:
-        return Reason("T7", Verdict.UNSUPPORTED, f"TensorRT {_text(since)} or newer for this GPU", has, way_out)
+        return Reason("T7", Verdict.UNSUPPORTED, f"TensorRT {version_text(since)} or newer for this GPU", has, way_out)
     mentioned = _MENTIONED_IN.get(capability[:2], (0, 0))
     if here[:2] < mentioned:
-        needs = f"TensorRT {_text(mentioned)} or newer for this GPU (unverified)"
+        needs = f"TensorRT {version_text(mentioned)} or newer for this GPU (unverified)"
         return Reason("T7", Verdict.SUBOPTIMAL, needs, has, "it is tried when it is loaded")
     return None
 
@@ -209,7 +211,9 @@ def t8_driver_serves_the_cuda(contract: Contract, fingerprint: Fingerprint) -> R
     if gpu is None or not gpu.cuda or not wanted or parse_version(gpu.cuda)[:2] >= wanted[:2]:
         return None
     has = f"driver {gpu.driver or 'of unknown version'}, which serves CUDA {gpu.cuda}"
-    return Reason("T8", Verdict.RECOMPILE, f"a driver for CUDA {_text(wanted)}", has, "update the driver, or rebuild")
+    return Reason(
+        "T8", Verdict.RECOMPILE, f"a driver for CUDA {version_text(wanted)}", has, "update the driver, or rebuild"
+    )
 
 
 def t9_jetpack_takes_this_tensorrt(contract: Contract, fingerprint: Fingerprint) -> Reason | None:
@@ -225,14 +229,14 @@ def t9_jetpack_takes_this_tensorrt(contract: Contract, fingerprint: Fingerprint)
     way_out = "build it with TensorRT 10.x: JetPack 6 stays on TensorRT 10"
     served = bool(l4t) and (wanted < (11,) or (wanted >= (11, 4, 1) and "p3701" in fingerprint.facts.board))
     if contract.flag("dla") and not served:
-        needs = f"a DLA that TensorRT {_text(wanted)} serves"
+        needs = f"a DLA that TensorRT {version_text(wanted)} serves"
         return Reason("T9", Verdict.UNSUPPORTED, needs, has, "build it for the GPU")
     if not l4t or wanted[:1] < (11,):
         return None
     if l4t[0] < 38:
-        return Reason("T9", Verdict.RECOMPILE, f"TensorRT {_text(wanted)}, so JetPack 7", has, way_out)
+        return Reason("T9", Verdict.RECOMPILE, f"TensorRT {version_text(wanted)}, so JetPack 7", has, way_out)
     if (11, 1) <= wanted < (11, 4, 1):
-        needs = f"TensorRT {_text(wanted)}, which has no release for JetPack"
+        needs = f"TensorRT {version_text(wanted)}, which has no release for JetPack"
         return Reason("T9", Verdict.RECOMPILE, needs, has, "build it with TensorRT 11.4.1 or newer")
     if wanted >= (11, 4, 1):
         return Reason("T9", Verdict.SUBOPTIMAL, "JetPack 7.2.2 or newer (unverified)", has, "it is tried when loaded")
@@ -307,12 +311,3 @@ RULES: tuple[Rule, ...] = (
     t14_stripped_plan_names_its_weights,
     t15_native_code_is_allowed,
 )
-
-
-def _runtime_version(fingerprint: Fingerprint) -> tuple[int, ...]:
-    library = fingerprint.runtime(ENGINE)
-    return parse_version(library.version) if library else ()
-
-
-def _text(version: tuple[int, ...]) -> str:
-    return ".".join(str(part) for part in version) or "of unknown version"

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from dovetail.artifact import CHUNK_BYTES, ChunkRef
 from dovetail.digest import check_digest, sha256_hex
 from dovetail.errors import IntegrityError, NotFoundError
-from dovetail.store.atomic import disk_errors, sync_folder
 from dovetail.store.base import ChunkStore
+from dovetail.store.durable import disk_errors, give_name
 
 _IN_FLIGHT = 4  # chunks held at once: enough to overlap the disk's flushes, 4 MiB of memory
 
@@ -35,9 +34,7 @@ async def store_file(store: ChunkStore, path: Path) -> tuple[str, int, tuple[Chu
     """
     hasher = hashlib.sha256()
     chunks: list[ChunkRef] = []
-    with disk_errors(f"read {path.name}"):
-        file = await asyncio.to_thread(path.open, "rb")
-    with file:
+    with _open(path, "rb", f"read {path.name}") as file:
         while batch := await asyncio.to_thread(_read_batch, file, path.name, hasher):
             chunks += [ChunkRef(digest, len(piece)) for digest, piece in batch]
             pieces = dict(batch)
@@ -64,10 +61,8 @@ async def load_file(store: ChunkStore, chunks: Sequence[ChunkRef], into: Path, d
     check_digest(digest, f"digest of {into.name}")
     scratch = into.with_name(f".{secrets.token_hex(8)}.tmp")
     hasher = hashlib.sha256()
-    with disk_errors(f"write {into.name}"):
-        file = await asyncio.to_thread(scratch.open, "xb")
     try:
-        with file:
+        with _open(scratch, "xb", f"write {into.name}") as file:
             for chunk in chunks:
                 piece = await _fetch(store, chunk, into.name)
                 await asyncio.to_thread(_append, file, piece, hasher, into.name)
@@ -78,6 +73,12 @@ async def load_file(store: ChunkStore, chunks: Sequence[ChunkRef], into: Path, d
             await asyncio.to_thread(_finish, file, scratch, into)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _open(path: Path, mode: Literal["rb", "xb"], action: str) -> BinaryIO:
+    """Open a file; not in a thread, because a cancelled wait for the thread would leave it open."""
+    with disk_errors(action):
+        return path.open(mode)
 
 
 async def _fetch(store: ChunkStore, chunk: ChunkRef, name: str) -> bytes:
@@ -106,6 +107,4 @@ def _append(file: BinaryIO, piece: bytes, hasher: hashlib._Hash, name: str) -> N
 def _finish(file: BinaryIO, scratch: Path, into: Path) -> None:
     with disk_errors(f"write {into.name}"):
         file.flush()
-        os.fsync(file.fileno())
-        scratch.replace(into)
-        sync_folder(into.parent)
+        give_name(file.fileno(), scratch, into)

@@ -7,10 +7,12 @@ an exception of the client library. What is kept under which key is not this fil
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
@@ -32,6 +34,10 @@ MAX_BLOCK_MS = 5000
 
 SOCKET_TIMEOUT_S = 3 * MAX_BLOCK_MS / 1000
 """redis-py 8 sets 5 s by default, which ends a blocking read of 5 s with an error. Three times the longest block."""
+
+ANSWER_TIMEOUT_S = 20.0
+"""Longest wait for an answer, with connecting and greeting a server that may hang in each: the callers of our services
+give up after 30 s, and must hear by then that it is Redis that does not answer."""
 
 CONNECT_TIMEOUT_S = 3.0
 READ_BYTES = 1 << 20  # a chunk at once: reading chunks is a fifth faster than with the default of 32 KiB
@@ -73,22 +79,21 @@ class RedisConnection:
             UnavailableError: Redis does not answer, is loading, or refuses us for now.
             OverLimitError: Redis is out of memory.
         """
-        with self._errors():
+        async with self._answered():
             return await self._client.execute_command(*parts)  # type: ignore[no-untyped-call]
 
     async def call_all(self, commands: Sequence[Sequence[Part]]) -> list[Reply]:
         """Run commands in one round trip, not as one step; the replies in order. Raises as `call`."""
         if not commands:
             return []
-        with self._errors():
-            async with self._client.pipeline(transaction=False) as pipeline:
-                for parts in commands:
-                    pipeline.execute_command(*parts)
-                return await pipeline.execute()
+        async with self._answered(), self._client.pipeline(transaction=False) as pipeline:
+            for parts in commands:
+                pipeline.execute_command(*parts)
+            return await pipeline.execute()
 
     async def run(self, script: LuaScript, key: str, *arguments: Part) -> Reply:
         """Run a script as one step; `key` names the slot that everything it touches lives in. Raises as `call`."""
-        with self._errors():
+        async with self._answered():
             try:
                 return await self._client.execute_command("EVALSHA", script.sha1, 1, key, *arguments)  # type: ignore[no-untyped-call]
             except exceptions.NoScriptError:  # first use, or Redis was restarted
@@ -102,10 +107,13 @@ class RedisConnection:
         """Close all connections; waiting commands end with UnavailableError."""
         await self._client.aclose()
 
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def _answered(self) -> AsyncIterator[None]:
         try:
-            yield
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                yield
+        except TimeoutError as exc:
+            raise translate(exceptions.TimeoutError(), self.address) from exc
         except exceptions.RedisError as exc:
             raise translate(exc, self.address) from exc
 
@@ -128,7 +136,12 @@ def connect(url: str) -> RedisConnection:
             socket_connect_timeout=CONNECT_TIMEOUT_S,
             socket_read_size=READ_BYTES,
             max_connections=MAX_CONNECTIONS,
-            retry=Retry(ExponentialWithJitterBackoff(cap=0.5, base=0.05), RETRIES),
+            # A command whose answer did not come in time may have run, and its caller has waited long enough.
+            retry=Retry(
+                ExponentialWithJitterBackoff(cap=0.5, base=0.05),
+                RETRIES,
+                supported_errors=(exceptions.ConnectionError,),
+            ),
         )
     except ValueError as exc:
         raise InvalidInputError(f"Redis address {address} is not readable: {exc}") from exc
@@ -136,7 +149,7 @@ def connect(url: str) -> RedisConnection:
 
 
 def public_address(url: str) -> str:
-    """The address without user and password, fit for messages.
+    """The address without user, password and folders, fit for messages.
 
     Raises:
         InvalidInputError: Not a redis://, rediss:// or unix:// address.
@@ -147,7 +160,7 @@ def public_address(url: str) -> str:
     except ValueError as exc:
         raise InvalidInputError("the Redis address is not a URL: use redis://host:6379/0 or unix:///path") from exc
     if parts.scheme == "unix" and parts.path:
-        return f"unix://{parts.path}"
+        return f"unix:…/{PurePosixPath(parts.path).name}"
     if parts.scheme in ("redis", "rediss"):
         return f"{parts.scheme}://{parts.hostname or 'localhost'}:{port or 6379}"
     raise InvalidInputError(

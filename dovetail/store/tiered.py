@@ -100,7 +100,7 @@ class TieredChunkStore:
         if isinstance(error, UnavailableError):
             self._paused_until_s = self._clock.monotonic_s() + PAUSE_S
         if not self._down:
-            _log.warning("store.hot_down served_by=durable why=%s", error)
+            _log.warning("store.hot_down served_by=durable why=%r", str(error))
         self._down = True
 
     def _hot_worked(self) -> None:

@@ -78,8 +78,8 @@ class VerifiedChunkStore:
 
     async def _discard(self, digest: str, why: str) -> None:
         self.corrupt += 1
-        _log.warning("chunk.corrupt store=%s digest=%s why=%s", self._name, digest, why)
+        _log.warning("chunk.corrupt store=%s digest=%s why=%r", self._name, digest, why)
         try:
             await self.delete(digest)
         except DovetailError as exc:  # the reader is safe either way; the next read meets it again
-            _log.warning("chunk.corrupt_kept store=%s digest=%s why=%s", self._name, digest, exc)
+            _log.warning("chunk.corrupt_kept store=%s digest=%s why=%r", self._name, digest, str(exc))

@@ -60,6 +60,11 @@ class Activator:
         self._machine = machine
         self._turn = asyncio.Lock()
 
+    @property
+    def busy(self) -> bool:
+        """True while an artifact is being brought into service."""
+        return self._turn.locked()
+
     async def activate(self, stored: StoredManifest) -> ServedModel:
         """A model that serves from now on; whoever gets it closes it.
 
@@ -74,18 +79,20 @@ class Activator:
         """
         async with self._turn:
             machine = self._machine()
-            session = await asyncio.to_thread(self._load_proven, stored.manifest, machine)
-            return ServedModel.start(facts_of(stored.manifest), [session])
+            session, load_ms = await asyncio.to_thread(self._load_proven, stored.manifest, machine)
+            model = ServedModel.start(facts_of(stored.manifest), [session])
+            model.load_ms = load_ms
+            return model
 
-    def _load_proven(self, manifest: Manifest, machine: Machine) -> Session:
-        """All checks in order; blocks."""
+    def _load_proven(self, manifest: Manifest, machine: Machine) -> tuple[Session, float]:
+        """All checks in order; blocks. Returns the session and the milliseconds that loading it took."""
         started = time.monotonic()
         check_contract(manifest, machine.fingerprint)
         files = self._cache.verify(manifest)
         check_memory(manifest, machine.available_memory_bytes())
         verified = time.monotonic()
         goldens = read_goldens(files[manifest.goldens_file().name])
-        session = _load(manifest, files, machine)
+        session, load_ms = _load(manifest, files, machine)
         try:
             loaded = time.monotonic()
             _warm_up(session, goldens)
@@ -99,7 +106,7 @@ class Activator:
             manifest.model, manifest.version, manifest.artifact_key[:12], manifest.recipe.name, machine.threads,
             (verified - started) * 1e3, (loaded - verified) * 1e3, (time.monotonic() - loaded) * 1e3,
         )  # fmt: skip
-        return session
+        return session, load_ms
 
 
 def check_memory(manifest: Manifest, available_bytes: int) -> None:
@@ -145,7 +152,8 @@ def facts_of(manifest: Manifest) -> ModelFacts:
     )
 
 
-def _load(manifest: Manifest, files: Mapping[str, Path], machine: Machine) -> Session:
+def _load(manifest: Manifest, files: Mapping[str, Path], machine: Machine) -> tuple[Session, float]:
+    """A session and the milliseconds that loading it took, without the import of the engine's library."""
     contract = manifest.contract
     options = SessionOptions(
         threads=machine.threads,
@@ -155,7 +163,9 @@ def _load(manifest: Manifest, files: Mapping[str, Path], machine: Machine) -> Se
         cpu_features=machine.fingerprint.facts.cpu_features,
     )
     wanted = {entry.name: files[entry.name] for entry in manifest.files if entry.role == "model"}
-    return create_engine(contract.engine).load(wanted, options)
+    engine = create_engine(contract.engine)
+    started = time.monotonic()
+    return engine.load(wanted, options), (time.monotonic() - started) * 1e3
 
 
 def _warm_up(session: Session, goldens: Goldens) -> None:

@@ -35,6 +35,19 @@ class Backoff:
 
     async def pause(self) -> None:
         """Wait; each call without a `reset` between waits longer on average."""
+        await self._sleep(self._next_s())
+
+    async def pause_until(self, event: asyncio.Event) -> None:
+        """`pause`, but no longer than until the event is set."""
+        waits = [asyncio.ensure_future(wait) for wait in (self.pause(), event.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    def _next_s(self) -> float:
         bound_s = min(self._cap_s, self._base_s * 2 ** min(self.attempts, 30))
         self.attempts += 1
-        await self._sleep(random.uniform(0, bound_s))  # noqa: S311 - spreads load, keeps no secret
+        return random.uniform(0, bound_s)  # noqa: S311 - spreads load, keeps no secret

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import grpc.aio
-import zstandard
 
 from dovetail.artifact import FileEntry, Manifest
 from dovetail.errors import DeadlineError, IntegrityError, UnavailableError
 from dovetail.pb.v1 import artifacts_pb2
 from dovetail.pb.v1.artifacts_pb2_grpc import ArtifactCacheStub
 from dovetail.rpc.status import translated_errors
+from dovetail.store.codec import unpack
 from runtime_svc.acquire.backoff import Backoff
 from runtime_svc.acquire.local_cache import LocalCache
 from runtime_svc.acquire.partial import PartialFile
@@ -141,9 +141,7 @@ class ChunkFetcher:
                     f"after {self._settings.idle_attempts} attempts without progress; last: {reason}"
                 )
             if reason and transfer.missing():
-                _log.warning(
-                    "fetch.interrupted file=%s missing=%d reason=%s", transfer.entry.name, len(missing), reason
-                )
+                _log.warning("fetch.interrupted file=%s missing=%d why=%r", transfer.entry.name, len(missing), reason)
                 await backoff.pause()
 
     async def _attempt(self, transfer: _Transfer, indices: tuple[int, ...]) -> str:
@@ -214,7 +212,11 @@ class _Transfer:
             self._progress(self.report)
 
     def _write(self, places: list[int], chunk: artifacts_pb2.Chunk) -> None:
-        data = plain_bytes(chunk, self.entry.chunks[places[0]].size_bytes)
+        expected = self.entry.chunks[places[0]]  # bounds memory: the sender's word for the size counts for nothing
+        try:
+            data = unpack(chunk.codec, chunk.data, limit_bytes=expected.size_bytes)
+        except IntegrityError as exc:
+            raise IntegrityError(f"chunk {expected.digest[:12]} of file {self.entry.name}: {exc}") from exc
         for index in places:
             self._partial.write(index, data)
 
@@ -227,22 +229,3 @@ class _Transfer:
             raise IntegrityError(
                 f"{reason}, {copies} times in a row; nothing of it was kept: check the service's store and the network"
             ) from reason
-
-
-def plain_bytes(chunk: artifacts_pb2.Chunk, size_bytes: int) -> bytes:
-    """The chunk's bytes, decompressed if need be; memory is bounded by what the manifest says, not by the sender.
-
-    Raises:
-        IntegrityError: It is not of that size, or not what its codec says.
-    """
-    if chunk.codec == artifacts_pb2.CHUNK_CODEC_PLAIN:
-        return chunk.data
-    if chunk.codec != artifacts_pb2.CHUNK_CODEC_ZSTD:
-        raise IntegrityError(f"chunk {chunk.digest[:12]} has codec {chunk.codec}, which this version does not know")
-    try:
-        declared = zstandard.get_frame_parameters(chunk.data).content_size
-        if declared not in (size_bytes, zstandard.CONTENTSIZE_UNKNOWN):
-            raise IntegrityError(f"chunk {chunk.digest[:12]} unpacks to {declared} bytes, expected {size_bytes}")
-        return zstandard.ZstdDecompressor().decompress(chunk.data, max_output_size=size_bytes)
-    except zstandard.ZstdError as exc:
-        raise IntegrityError(f"chunk {chunk.digest[:12]} cannot be unpacked: {exc}") from exc

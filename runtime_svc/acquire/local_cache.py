@@ -25,7 +25,7 @@ from pathlib import Path
 from dovetail.artifact import MAX_MANIFEST_BYTES, FileEntry, Manifest
 from dovetail.digest import DIGEST_PATTERN, check_digest, sha256_file, sha256_hex
 from dovetail.errors import DovetailError, IntegrityError, NotFoundError, OverLimitError
-from runtime_svc.acquire.durable import TEMPORARY_SUFFIX, disk_errors, make_dir, write_durable
+from dovetail.store.durable import PRIVATE_FOLDER_MODE, TEMPORARY_SUFFIX, disk_errors, make_folder, write_durable
 from runtime_svc.acquire.partial import PartialFile, adopt_damaged_file
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class LocalCache:
         self._lock = threading.Lock()
         self._held: dict[str, int] = {}
         for folder in (self._files, self._partials, self._manifests):
-            make_dir(folder)
+            make_folder(folder, mode=PRIVATE_FOLDER_MODE)
         _remove_leftovers(root)
 
     def put_manifest(self, data: bytes) -> StoredManifest:
@@ -86,7 +86,8 @@ class LocalCache:
         except FileNotFoundError:
             same = False
         if not same:
-            write_durable(path, data)
+            make_folder(self._manifests, mode=PRIVATE_FOLDER_MODE)
+            write_durable(path, data, what=f"manifest {stored.digest[:12]}")
         return stored
 
     def manifest(self, digest: str) -> StoredManifest:
@@ -245,7 +246,7 @@ class LocalCache:
             try:
                 digests.update(entry.digest for entry in self.manifest(digest).manifest.files)
             except DovetailError as exc:
-                _log.warning("cache.manifest_unreadable digest=%s reason=%s", digest, exc)
+                _log.warning("cache.manifest_unreadable digest=%s why=%r", digest, str(exc))
         return digests
 
     def _stored_files(self) -> Iterator[Path]:

@@ -24,8 +24,8 @@ from dovetail.fingerprint import MAX_DOCUMENT_BYTES, ClassFacts, Fingerprint
 from dovetail.probe import measure
 from dovetail.probe.memory import read_address_space_limit, read_memory
 from dovetail.probe.sysroot import Notes, Sysroot
+from dovetail.store.durable import write_durable
 from runtime_svc.acquire.activate import Machine
-from runtime_svc.acquire.durable import write_durable
 
 _log = logging.getLogger(__name__)
 
@@ -79,9 +79,9 @@ class MachineFacts:
             "fingerprint": self.fingerprint.to_json(),
         }
         try:
-            await asyncio.to_thread(write_durable, self._path, canonical_json(document))
+            await asyncio.to_thread(write_durable, self._path, canonical_json(document), what="the fingerprint")
         except DovetailError as exc:
-            _log.warning("fingerprint.not_kept reason=%s", exc)
+            _log.warning("fingerprint.not_kept why=%r", str(exc))
         return self.fingerprint
 
     def _read(self) -> Fingerprint | None:

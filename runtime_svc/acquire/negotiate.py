@@ -58,12 +58,14 @@ class Ladder:
         version: Version that the offer is for.
         keys: Artifact keys, best first; empty: nothing fits yet.
         reasons: Artifact key -> why it was not offered.
+        unmeasured: Those of the keys that no machine of this one's hardware class has measured.
     """
 
     model: str
     version: int
     keys: tuple[str, ...]
     reasons: tuple[str, ...] = ()
+    unmeasured: frozenset[str] = frozenset()
 
     @property
     def digest(self) -> str:
@@ -149,6 +151,7 @@ def read_ladder(offer: artifacts_pb2.Offer) -> Ladder:
             for item in offer.assessments
             if item.rank == 0 and item.reasons
         ),
+        unmeasured=frozenset(item.artifact_key for item in ranked if not item.measured),
     )
 
 

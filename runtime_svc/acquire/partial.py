@@ -18,7 +18,14 @@ from types import TracebackType
 from dovetail.artifact import CHUNK_BYTES, FileEntry
 from dovetail.digest import sha256_file, sha256_hex
 from dovetail.errors import CancelledError, IntegrityError, InvalidInputError
-from runtime_svc.acquire.durable import READ_ONLY_MODE, disk_errors, make_dir, sync_dir
+from dovetail.store.durable import (
+    PRIVATE_FOLDER_MODE,
+    READ_ONLY_MODE,
+    disk_errors,
+    give_name,
+    make_folder,
+    sync_folder,
+)
 
 _SYNC_BYTES = 32 << 20
 """Data is flushed this often, so that a power cut costs at most this much; flushing each chunk halves the speed."""
@@ -42,7 +49,7 @@ class PartialFile:
         self._offsets = _offsets(entry)
         self._unsynced_bytes = 0
         fresh = not folder.exists()
-        make_dir(folder)
+        make_folder(folder, mode=PRIVATE_FOLDER_MODE)
         try:
             self._data = _open(folder / "data", entry.size_bytes)
             try:
@@ -116,12 +123,10 @@ class PartialFile:
                 f"file {self._entry.name}: all chunks are right but the whole is not {self._entry.digest[:12]}; "
                 "the manifest contradicts itself, build the artifact again"
             )
-        make_dir(target.parent)
+        make_folder(target.parent, mode=PRIVATE_FOLDER_MODE)
         with disk_errors("move a file"):
             os.fchmod(self._data, READ_ONLY_MODE)
-            os.fsync(self._data)
-            os.replace(self._folder / "data", target)
-            sync_dir(target.parent)
+            give_name(self._data, self._folder / "data", target)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def close(self) -> None:
@@ -157,12 +162,12 @@ def adopt_damaged_file(damaged: Path, folder: Path, entry: FileEntry) -> None:
     if folder.exists() or damaged.stat().st_size > entry.size_bytes:
         damaged.unlink()
         return
-    make_dir(folder)
+    make_folder(folder, mode=PRIVATE_FOLDER_MODE)
     with disk_errors("move a file"):
         damaged.chmod(0o600)
         os.replace(damaged, folder / "data")
         (folder / "bitmap").write_bytes(b"\xff" * ((len(entry.chunks) + 7) // 8))
-        sync_dir(damaged.parent)
+        sync_folder(damaged.parent)
 
 
 def _open(path: Path, size_bytes: int) -> int:

@@ -99,6 +99,7 @@ class Roster:
                 self._add(name, version)
             for name in self._updaters:
                 self._follow(name)
+                self._tolerate(name)
             if self._wanted.everything:
                 await self._discover()
             await asyncio.Event().wait()
@@ -161,6 +162,11 @@ class Roster:
             task.add_done_callback(_log_death)
             self._tasks[name] = task
 
+    def _tolerate(self, name: str) -> None:
+        """Let the node be ready without a model that it was not told by name to serve."""
+        if name not in self._wanted.models:
+            self._tools.repository.tolerate(name)
+
     async def _halt(self, name: str) -> None:
         task = self._tasks.pop(name, None)
         if task is not None:
@@ -176,10 +182,11 @@ class Roster:
                     if name not in self._unloaded:
                         self._add(name, self._wanted.models.get(name, 0))
                         self._follow(name)
+                        self._tolerate(name)
                 lost = False
             except DovetailError as exc:
                 if not lost:
-                    _log.warning("models.list_failed reason=%s", exc)
+                    _log.warning("models.list_failed why=%r", str(exc))
                 lost = True
             await asyncio.sleep(self._poll_s)
 

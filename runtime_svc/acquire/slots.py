@@ -21,7 +21,7 @@ from pathlib import Path
 
 from dovetail.digest import DIGEST_PATTERN, canonical_json, check_name, sha256_hex
 from dovetail.errors import OverLimitError
-from runtime_svc.acquire.durable import disk_errors, make_dir, sync_dir
+from dovetail.store.durable import PRIVATE_FOLDER_MODE, disk_errors, make_folder, sync_folder
 
 MAX_TRIES = 3
 """Starts of an artifact that may end in the death of the process before it is given up."""
@@ -150,7 +150,7 @@ class SlotJournal:
 
     def _write_block(self, data: bytes, block: int) -> None:
         fresh = not self._path.exists()
-        make_dir(self._path.parent)
+        make_folder(self._path.parent, mode=PRIVATE_FOLDER_MODE)
         with disk_errors("write a slot journal"):
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
@@ -159,7 +159,7 @@ class SlotJournal:
             finally:
                 os.close(descriptor)
             if fresh:
-                sync_dir(self._path.parent)
+                sync_folder(self._path.parent)
 
 
 class SlotStore:
@@ -173,7 +173,7 @@ class SlotStore:
         self._root = root
         self._lock = threading.Lock()
         self._journals: dict[str, SlotJournal] = {}
-        make_dir(root)
+        make_folder(root, mode=PRIVATE_FOLDER_MODE)
         for path in sorted(root.iterdir()):
             states = [state for state in read_blocks(path) if state is not None]
             if DIGEST_PATTERN.fullmatch(path.name) and states and sha256_hex(states[0].model.encode()) == path.name:

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from dovetail.digest import sha256_hex
 from dovetail.errors import (
@@ -89,6 +88,14 @@ class ModelUpdater:
         self._seen_version = 0
         self._offered = asyncio.Event()
         self._settled = asyncio.Event()
+
+    @property
+    def unmeasured(self) -> StoredManifest | None:
+        """What serves, if the newest offer says that it was never measured on this machine's hardware class."""
+        ladder, serving = self._ladder, self.serving
+        if ladder is None or serving is None or serving.manifest.artifact_key not in ladder.unmeasured:
+            return None
+        return serving
 
     async def start_from_disk(self) -> bool:
         """Serve what served here last, or what did before it; no network is used.
@@ -181,7 +188,7 @@ class ModelUpdater:
             if done:
                 backoff.reset()
             else:
-                await _first_of(backoff.pause(), self._offered.wait())
+                await backoff.pause_until(self._offered)
                 self._offered.set()
 
     async def _climb(self, ladder: Ladder) -> bool:
@@ -283,14 +290,3 @@ class ModelUpdater:
     def _shown_version(self) -> int:
         """Version under which a problem is shown: the offered, the wanted, or the first."""
         return (self._ladder.version if self._ladder is not None else 0) or self.version or self._seen_version or 1
-
-
-async def _first_of(*waits: Coroutine[Any, Any, object]) -> None:
-    """Wait until one of them is done, then stop the others."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -16,11 +16,13 @@ import grpc.aio
 import zstandard
 
 from dovetail.artifact import Manifest
+from dovetail.benchmark import BenchmarkRecord
 from dovetail.digest import sha256_hex
 from dovetail.pb.v1 import artifacts_pb2, fleet_pb2, registry_pb2, types_pb2
 from dovetail.pb.v1.artifacts_pb2_grpc import ArtifactCacheServicer, add_ArtifactCacheServicer_to_server
 from dovetail.pb.v1.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
 from dovetail.pb.v1.registry_pb2_grpc import ModelRegistryServicer, add_ModelRegistryServicer_to_server
+from dovetail.wire import read_benchmark
 
 
 class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServicer):
@@ -38,7 +40,9 @@ class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServi
         nodes: Every report of a node, in order.
         negotiations: Every request to negotiate or watch, in order.
         lists: How often the models were listed.
-        reported: Artifact keys of the benchmarks that were reported.
+        reported: Artifact key and figures of the benchmarks that were reported, in order.
+        measured: Artifacts of which offers say that they were measured on the asking machine's class.
+        mute: Refuse benchmarks as if the index were away.
     """
 
     def __init__(self) -> None:
@@ -52,7 +56,9 @@ class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServi
         self.requests: list[list[str]] = []
         self.nodes: list[fleet_pb2.Node] = []
         self.negotiations: list[artifacts_pb2.NegotiateRequest] = []
-        self.reported: list[str] = []
+        self.reported: list[tuple[str, BenchmarkRecord]] = []
+        self.measured: set[str] = set()
+        self.mute = False
         self.lists = 0
         self.holding = asyncio.Event()
         self._chunks: dict[str, bytes] = {}
@@ -110,7 +116,9 @@ class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServi
                 manifest_digest=manifest,
                 basis="prior",
                 assessments=[
-                    artifacts_pb2.Assessment(artifact_key=key, verdict=types_pb2.VERDICT_OPTIMAL, rank=rank)
+                    artifacts_pb2.Assessment(
+                        artifact_key=key, verdict=types_pb2.VERDICT_OPTIMAL, rank=rank, measured=key in self.measured
+                    )
                     for rank, key in enumerate(keys, 1)
                 ],
             )
@@ -122,6 +130,11 @@ class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServi
         async with self._changed:
             await self._changed.wait_for(lambda: any(predicate(node) for node in self.nodes))
         return next(node for node in self.nodes if predicate(node))
+
+    async def wait_for_benchmarks(self, count: int) -> None:
+        """Wait until so many benchmarks were reported in all."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: len(self.reported) >= count)
 
     async def wait_for_lists(self, more: int) -> None:
         """Wait until the models were listed so many more times."""
@@ -178,7 +191,11 @@ class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServi
         return artifacts_pb2.Chunk(digest=digest, codec=codec, data=data, size_bytes=size_bytes)
 
     async def ReportBenchmark(self, request, context):  # type: ignore[no-untyped-def]
-        self.reported.append(request.artifact_key)
+        if self.mute:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the index is away on purpose")
+        async with self._changed:
+            self.reported.append((request.artifact_key, read_benchmark(request.benchmark_json)))
+            self._changed.notify_all()
         return artifacts_pb2.ReportBenchmarkResponse()
 
     async def ReportNode(self, request, context):  # type: ignore[no-untyped-def]

@@ -7,7 +7,8 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from compiler_svc.worker.build_spec import BuildResult, BuildSpec, BuiltFile, ChildFailure, ChildLimits, Progress
+from compiler_svc.worker.build_spec import BuildResult, BuildSpec, BuiltFile, ChildLimits, Progress
+from compiler_svc.worker.child_failure import ChildFailure
 from dovetail.digest import sha256_file
 from dovetail.gate import GateReport
 from tests.fakes.records import figures

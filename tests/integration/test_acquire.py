@@ -17,7 +17,6 @@ from dovetail.artifact import Manifest
 from dovetail.contract import Contract
 from dovetail.errors import IntegrityError, InvalidInputError, NotFoundError, OverLimitError, UnavailableError
 from dovetail.fingerprint import Fingerprint
-from dovetail.probe import measure
 from runtime_svc.acquire.activate import Activator, Machine
 from runtime_svc.acquire.backoff import Backoff
 from runtime_svc.acquire.fetch import MAX_BAD_COPIES, ChunkFetcher, FetchReport, FetchSettings
@@ -29,6 +28,7 @@ from runtime_svc.batcher import InferenceRequest
 from runtime_svc.repository import ModelState, Repository
 from tests.fakes.fake_artifact_cache import FakeArtifactCache
 from tests.fakes.tiny_artifacts import DigitsArtifact, digits_artifact, manifest_of, random_bytes
+from tests.fixtures_node import publish
 
 CHUNK = 64 * 1024
 IMAGE = np.full((1, 1, 8, 8), 0.5, dtype=np.float32)
@@ -43,21 +43,10 @@ def quick() -> Backoff:
 
 
 @pytest.fixture
-async def service() -> AsyncIterator[FakeArtifactCache]:
-    async with FakeArtifactCache() as fake:
-        yield fake
-
-
-@pytest.fixture
 async def channel(service: FakeArtifactCache) -> AsyncIterator[grpc.aio.Channel]:
     options = [("grpc.max_reconnect_backoff_ms", 100), ("grpc.initial_reconnect_backoff_ms", 50)]
     async with grpc.aio.insecure_channel(service.address, options=options) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def fingerprint() -> Fingerprint:
-    return asyncio.run(measure())
 
 
 def blob(service: FakeArtifactCache, chunks: int = 8, seed: int = 0) -> tuple[Manifest, bytes]:
@@ -311,12 +300,6 @@ NodeMaker = Callable[..., Node]
 @pytest.fixture
 def make_node(tmp_path: Path, channel: grpc.aio.Channel, fingerprint: Fingerprint) -> NodeMaker:
     return lambda name="node", **options: Node(tmp_path / name, channel, fingerprint, **options)
-
-
-async def publish(service: FakeArtifactCache, *artifacts: DigitsArtifact) -> None:
-    for artifact in artifacts:
-        service.publish(artifact.manifest, artifact.files)
-    await service.offer(artifacts[0].manifest.model, *(artifact.key for artifact in artifacts))
 
 
 async def test_a_node_negotiates_fetches_verifies_and_serves(service: FakeArtifactCache, make_node: NodeMaker) -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from dovetail.errors import NotFoundError
 from dovetail.fingerprint import Fingerprint
-from dovetail.probe import measure
 from runtime_svc.acquire.activate import Activator, Machine
 from runtime_svc.acquire.backoff import Backoff
 from runtime_svc.acquire.fetch import ChunkFetcher
@@ -22,18 +21,8 @@ from runtime_svc.acquire.updater import Tools
 from runtime_svc.node_report import NodeIdentity, NodeReporter
 from runtime_svc.repository import ModelState, Repository
 from tests.fakes.fake_artifact_cache import FakeArtifactCache
-from tests.fakes.tiny_artifacts import DigitsArtifact, digits_artifact
-
-
-@pytest.fixture
-async def service() -> AsyncIterator[FakeArtifactCache]:
-    async with FakeArtifactCache() as fake:
-        yield fake
-
-
-@pytest.fixture(scope="module")
-def fingerprint() -> Fingerprint:
-    return asyncio.run(measure())
+from tests.fakes.tiny_artifacts import digits_artifact
+from tests.fixtures_node import publish
 
 
 @pytest.fixture
@@ -62,11 +51,6 @@ async def roster(tools: Tools) -> AsyncIterator[Roster]:
     yield roster
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-async def publish(service: FakeArtifactCache, artifact: DigitsArtifact) -> None:
-    service.publish(artifact.manifest, artifact.files)
-    await service.offer(artifact.manifest.model, artifact.key, version=artifact.manifest.version)
 
 
 async def test_load_returns_when_the_model_serves(service: FakeArtifactCache, roster: Roster, tools: Tools) -> None:
@@ -119,6 +103,23 @@ async def test_unload_takes_it_out_and_an_unknown_one_is_told(
     assert not tools.repository.serves("digits")
     with pytest.raises(NotFoundError):
         await roster.unload("digits")
+
+
+@pytest.mark.parametrize(("wanted", "ready"), [(Wanted({}, everything=True), True), (Wanted({"nan": 0}), False)])
+async def test_only_a_model_that_was_asked_for_by_name_takes_the_node_out_if_nothing_fits(
+    service: FakeArtifactCache, tools: Tools, wanted: Wanted, ready: bool
+) -> None:
+    await service.offer("nan")
+    roster = Roster(wanted, tools, poll_s=0.02)
+    task = asyncio.create_task(roster.run())
+    async with asyncio.timeout(20):
+        while not roster.updaters or "no artifact fits" not in roster.updaters[0].problem:
+            await asyncio.sleep(0.01)
+
+    assert tools.repository.ready() is ready
+
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_announced_models_keep_the_node_from_being_ready_until_they_serve(

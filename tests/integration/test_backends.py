@@ -163,6 +163,11 @@ def test_missing_calibration_is_a_precondition_with_what_to_do(build: Build, eng
         build(planned(engine)[name], calibration=None)
 
 
+def test_an_operator_that_openvino_does_not_have_is_unsupported_and_named(build: Build) -> None:
+    with pytest.raises(UnsupportedError, match=r"openvino cannot build openvino-fp32: it has no com\.example::Foo"):
+        build(planned("openvino")["openvino-fp32"], model=elementwise("Foo", domain="com.example"))
+
+
 def test_dynamic_int8_needs_no_samples_and_says_so(build: Build) -> None:
     built = build(planned("onnxruntime")["ort-int8-dynamic"], calibration=None)
 

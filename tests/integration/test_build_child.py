@@ -18,19 +18,18 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from compiler_svc.intake.limits import ModelLimits
 from compiler_svc.worker.build_spec import (
     AccuracyPolicy,
     BuildResult,
     BuildSpec,
-    ChildFailure,
     ChildLimits,
-    FailureKind,
     IntakeOutcome,
     IntakeSpec,
-    ModelLimits,
     Progress,
 )
 from compiler_svc.worker.child import isolate_network
+from compiler_svc.worker.child_failure import ChildFailure, FailureKind
 from compiler_svc.worker.sandbox import run_build, run_intake, run_task
 from dovetail.contract import Contract
 from dovetail.engines import SessionOptions, create_engine
@@ -161,6 +160,23 @@ async def test_refused_model_is_a_deterministic_failure_with_our_own_error(
     assert (outcome.kind, outcome.error, outcome.code) == (FailureKind.DETERMINISTIC, error, error.value)
     assert text in outcome.message
     assert str(directory) not in outcome.message + outcome.log_tail
+
+
+@pytest.mark.parametrize(
+    ("task", "array", "text"),
+    [("", "", "no class of the model"), ("generic", "", ""), ("", "truth", "no array 'truth'")],
+)
+async def test_labels_are_held_against_the_model(directory: Path, task: str, array: str, text: str) -> None:
+    np.savez(directory / "validation.npz", image=images(4), label=np.full(4, 10))
+    spec = IntakeSpec(validation_file="validation.npz", label_array=array, task=task)
+
+    outcome = await run_intake(directory, spec, limits=LIMITS, on_progress=silent)
+
+    if text:
+        assert isinstance(outcome, ChildFailure)
+        assert text in outcome.message
+    else:
+        assert isinstance(outcome, IntakeOutcome), outcome
 
 
 def test_failures_become_the_matching_exception() -> None:

@@ -92,6 +92,20 @@ async def test_push_sends_header_then_files_in_order_and_reports_progress(
     assert (result.model.version, result.created, result.notes) == (1, True, ("opset 28 -> 21",))
 
 
+async def test_external_data_is_named_by_its_path_from_the_model(
+    client: AsyncClient, mesh: FakeMesh, tmp_path: Path
+) -> None:
+    (tmp_path / "net" / "weights").mkdir(parents=True)
+    files = [tmp_path / "net" / "m.onnx", tmp_path / "net" / "weights" / "w.bin", tmp_path / "far.bin"]
+    for file in files:
+        file.write_bytes(b"x")
+
+    await client.push("digits", files[0], external_data=files[1:])
+
+    header, _ = mesh.pushed[0]
+    assert [item.name for item in header.files] == ["m.onnx", "weights/w.bin", "far.bin"]
+
+
 async def test_a_file_that_is_missing_is_named_before_anything_is_sent(
     client: AsyncClient, mesh: FakeMesh, tmp_path: Path
 ) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The edge agent as a real process: online, killed, damaged, alone, and small."""
 
+import asyncio
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +12,11 @@ from dovetail.pb import oip
 from runtime_svc.acquire.local_cache import LocalCache
 from tests.fakes.fake_artifact_cache import FakeArtifactCache
 from tests.fakes.node_process import NodeProcess
-from tests.fakes.tiny_artifacts import EXAMPLES, DigitsArtifact, digits_artifact
+from tests.fakes.tiny_artifacts import EXAMPLES, digits_artifact
+from tests.fixtures_node import publish
 
 MAX_IDLE_RSS_BYTES = 120_000_000
 MAX_OFFLINE_START_CPU_S = 2.0
-
-
-@pytest.fixture
-async def service() -> AsyncIterator[FakeArtifactCache]:
-    async with FakeArtifactCache() as fake:
-        yield fake
 
 
 @pytest.fixture
@@ -29,10 +24,11 @@ def agent(service: FakeArtifactCache, tmp_path: Path) -> NodeProcess:
     return NodeProcess("edge_agent", tmp_path / "agent", service.address, "--node", "device-7")
 
 
-async def publish(service: FakeArtifactCache, *artifacts: DigitsArtifact) -> None:
-    for artifact in artifacts:
-        service.publish(artifact.manifest, artifact.files)
-    await service.offer("digits", *(artifact.key for artifact in artifacts))
+async def until_a_chunk_is_kept(bitmap: Path) -> None:
+    """Another process keeps it, so its file is looked at."""
+    async with asyncio.timeout(30):
+        while not any(bitmap.read_bytes()):
+            await asyncio.sleep(0.01)
 
 
 async def accuracy(agent: NodeProcess) -> float:
@@ -63,12 +59,13 @@ async def test_an_agent_killed_while_fetching_fetches_only_what_was_in_flight_ag
     service: FakeArtifactCache, agent: NodeProcess, tmp_path: Path
 ) -> None:
     artifact = digits_artifact(padding_bytes=4 << 20)
+    entry = artifact.manifest.files[0]
     await publish(service, artifact)
     service.hold_after = 15
     async with agent.running():
         await service.holding.wait()
+        await until_a_chunk_is_kept(tmp_path / "agent" / "partial" / entry.digest / "bitmap")
         await agent.stop(signal.SIGKILL)
-    entry = artifact.manifest.files[0]
     with LocalCache(tmp_path / "agent").open_partial(entry) as partial:
         missing = {entry.chunks[index].digest for index in partial.missing()}
     in_flight = set(service.sent) & missing

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from dovetail.engines import SessionOptions, create_engine, engine_names
-from dovetail.engines.openvino_engine import import_openvino
+from dovetail.engines.openvino_engine import import_openvino, without_source_positions
 from dovetail.errors import EngineError, InvalidInputError, UnsupportedError
 from dovetail.tensor import NUMPY_DTYPES, TensorSpec
 from tests.fakes.onnx_models import conv_net, elementwise, images, model_of, save
@@ -240,3 +240,21 @@ def test_onnxruntime_engine_needs_no_build_library() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_scalars_stay_scalars(tmp_path: Path, engine: str) -> None:
+    value = helper.make_tensor_value_info
+    model = model_of([helper.make_node("Relu", ["x"], ["y"])], [value("x", 1, [])], [value("y", 1, [])])
+    files = {**onnx_files(model, tmp_path), **ir_files(model, tmp_path)}
+    session = create_engine(engine).load(files, SessionOptions(threads=1))
+
+    result = session.run({"x": np.asarray(np.float32(2.5))})["y"]
+
+    assert (result.shape, float(result)) == ((), 2.5)
+
+
+def test_errors_of_openvino_leave_out_where_its_own_source_failed() -> None:
+    text = "Exception from src/core.cpp:84: Check 'false' failed at src/front/report.cpp:151: no rule for Foo"
+
+    assert without_source_positions(text) == "Check 'false' failed: no rule for Foo"

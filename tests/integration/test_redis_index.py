@@ -184,7 +184,7 @@ class TestArtifacts:
         await index.add_benchmark(key_of("a"), theirs)
         await index.add_benchmark(key_of("a"), mine)
 
-        assert set(await index.benchmarks(key_of("a"))) == {mine, theirs}
+        assert set((await index.benchmarks_of([key_of("a")]))[key_of("a")]) == {mine, theirs}
         assert await index.benchmarks_of([key_of("a"), key_of("b")]) == {key_of("a"): (mine, theirs)}
         with pytest.raises(NotFoundError):
             await index.add_benchmark(key_of("b"), mine)
@@ -305,4 +305,4 @@ async def _commands(redis: RedisConnection) -> int:
 
 async def _everything(index: RedisIndex) -> tuple[object, ...]:
     models = [record.SerializeToString(deterministic=True) for record in await index.models()]
-    return models, await index.manifests(), await index.benchmarks(key_of("a")), await index.manifest(key_of("a"))
+    return models, await index.manifests(), await index.benchmarks_of([key_of("a")]), await index.manifest(key_of("a"))

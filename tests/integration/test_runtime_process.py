@@ -3,7 +3,6 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -14,25 +13,14 @@ import pytest
 from dovetail.pb import oip
 from tests.fakes.fake_artifact_cache import FakeArtifactCache
 from tests.fakes.node_process import NodeProcess
-from tests.fakes.tiny_artifacts import DigitsArtifact, digits_artifact
+from tests.fakes.tiny_artifacts import digits_artifact
+from tests.fixtures_node import publish
 
 IMAGE = np.zeros((1, 1, 8, 8), np.float32)
 
 
-@pytest.fixture
-async def service() -> AsyncIterator[FakeArtifactCache]:
-    async with FakeArtifactCache() as fake:
-        yield fake
-
-
 def process(service: FakeArtifactCache, tmp_path: Path, *arguments: str) -> NodeProcess:
     return NodeProcess("runtime_svc", tmp_path / "runtime", service.address, *arguments)
-
-
-async def publish(service: FakeArtifactCache, *artifacts: DigitsArtifact) -> None:
-    for artifact in artifacts:
-        service.publish(artifact.manifest, artifact.files)
-    await service.offer(artifacts[0].manifest.model, *(artifact.key for artifact in artifacts))
 
 
 async def test_it_waits_for_the_compiler_service_and_says_so(service: FakeArtifactCache, tmp_path: Path) -> None:

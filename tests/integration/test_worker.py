@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from compiler_svc.settings import CompilerSettings
-from compiler_svc.worker.build_spec import ChildFailure, FailureKind
+from compiler_svc.worker.child_failure import ChildFailure, FailureKind
 from compiler_svc.worker.publish import same_arithmetic
 from compiler_svc.worker.settings import WorkerSettings
 from dovetail.artifact import Manifest

@@ -247,7 +247,7 @@ def test_a_name_that_is_no_digest_never_becomes_a_path(tmp_path: Path) -> None:
 def test_an_unwritable_store_says_so_without_naming_a_path(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
 
-    with pytest.raises(Exception, match="check that it is writable") as caught:
+    with pytest.raises(Exception, match="check that the folder of DOVETAIL_DATA_DIR can be read and written") as caught:
         LocalCache(tmp_path / "file")
     assert str(tmp_path) not in str(caught.value)
 

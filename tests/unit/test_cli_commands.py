@@ -151,7 +151,27 @@ def test_ctrl_c_while_watching_ends_with_130_and_leaves_the_build_alone(mesh: Fa
         out, err = process.communicate(timeout=20)
 
     assert (process.returncode, out) == (ExitCode.INTERRUPTED, "")
-    assert "Traceback" not in err
+    assert err.splitlines() == [
+        "the builds go on unwatched; `dovetail artifacts digits` shows what came of them",
+        "stopped by Ctrl-C",
+    ]
+
+
+def test_ctrl_c_while_python_still_imports_ends_with_130_and_no_traceback() -> None:
+    code = (
+        "import signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'typer':\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from dovetail.cli.__main__ import main\n"
+        "main()\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+
+    assert (done.returncode, done.stderr) == (ExitCode.INTERRUPTED, "")
 
 
 def test_artifacts_keeps_rejected_recipes_with_their_reason(run: Run, mesh: FakeMesh) -> None:
@@ -235,6 +255,14 @@ def test_infer_can_ask_a_node_directly(run: Run, mesh: FakeMesh, tmp_path: Path)
     result = run("infer", "digits", "--input", str(tmp_path / "x.npz"), "--server", mesh.address, "--json")
 
     assert json.loads(result.stdout)["outputs"][0]["data"] == [6.0]
+
+
+def test_infer_prints_what_json_does_not_have_as_texts(run: Run, mesh: FakeMesh, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array([np.nan, np.inf, -np.inf], np.float32))
+
+    result = run("infer", "digits", "--input", str(tmp_path / "x.npy"), "--server", mesh.address, "--json")
+
+    assert json.loads(result.stdout)["outputs"][0]["data"] == ["NaN", "Infinity", "-Infinity"]
 
 
 def test_nodes_shows_what_each_serves_and_why_not(run: Run, mesh: FakeMesh) -> None:

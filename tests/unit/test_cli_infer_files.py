@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dovetail.cli.infer import name_inputs, read_arrays, write_arrays
+from dovetail.cli.infer import check_inputs, name_inputs, read_arrays, write_arrays
 from dovetail.errors import InvalidInputError
-from dovetail.tensor import TensorSpec
+from dovetail.tensor import Array, TensorSpec
 
 ONE = (TensorSpec("image", "FP32", (-1, 2)),)
 TWO = (*ONE, TensorSpec("mask", "BOOL", (-1,)))
@@ -63,3 +63,37 @@ def test_outputs_are_written_in_the_form_that_the_name_says(tmp_path: Path) -> N
         write_arrays(tmp_path / "y.npy", results)
     with pytest.raises(InvalidInputError, match=r"\.npy or \.npz"):
         write_arrays(tmp_path / "y.txt", results)
+
+
+@pytest.mark.parametrize(
+    ("named", "text"),
+    [
+        ({"picture": np.ones(2, np.float32)}, "no input 'picture'; its inputs are image, mask"),
+        ({"image": np.ones(2)}, r"array of float64 \(FP64\), the model takes FP32: save array.astype\('float32'\)"),
+        ({"image": np.ones(2, np.int64)}, "array of int64"),
+        ({"mask": np.array(["a"])}, r"\(BYTES\), the model takes BOOL"),
+    ],
+)
+def test_names_and_dtypes_that_the_model_does_not_take_are_told_with_the_right_ones(
+    named: dict[str, Array], text: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=text):
+        check_inputs(named, TWO)
+
+
+def test_what_the_model_takes_passes() -> None:
+    check_inputs({"image": np.ones(2, np.float32), "mask": np.ones(1, bool)}, TWO)
+
+
+def test_a_pickle_is_never_recommended(tmp_path: Path) -> None:
+    (tmp_path / "x.npy").write_text("hello")
+
+    with pytest.raises(InvalidInputError, match="write it with numpy") as caught:
+        read_arrays(str(tmp_path / "x.npy"))
+
+    assert "allow_pickle" not in str(caught.value)
+
+
+def test_a_result_that_cannot_be_written_is_told_by_its_name_once(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"y\.npy cannot be written: No such file or directory$"):
+        write_arrays(tmp_path / "missing" / "y.npy", {"y": np.ones(1)})

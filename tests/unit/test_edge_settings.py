@@ -21,6 +21,7 @@ def test_defaults_are_those_of_the_role() -> None:
     assert edge.data_dir != runtime.data_dir
     assert edge.models == Wanted({}, everything=True)
     assert edge.address == "0.0.0.0:8001"
+    assert edge.measure is True
 
 
 def test_variables_are_read_and_flags_stand_for_them() -> None:
@@ -32,6 +33,7 @@ def test_variables_are_read_and_flags_stand_for_them() -> None:
             "DOVETAIL_DATA_DIR": "here",
             "DOVETAIL_METRICS": "off",
             "DOVETAIL_ORDER_BUILDS": "no",
+            "DOVETAIL_MEASURE": "no",
             "DOVETAIL_NODE": "",
             **flags,
         },
@@ -42,7 +44,7 @@ def test_variables_are_read_and_flags_stand_for_them() -> None:
     assert settings.data_dir == Path("there")
     assert settings.threads == 3
     assert settings.metrics == ""
-    assert settings.order_builds is False
+    assert (settings.order_builds, settings.measure) == (False, False)
     assert settings.node.endswith("-runtime")
 
 

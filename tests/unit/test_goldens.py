@@ -143,3 +143,13 @@ def test_outputs_of_other_ranks_are_joined_and_changing_shapes_refused() -> None
     assert joined["r"].shape == (4, 2)
     with pytest.raises(InvalidInputError, match="only its first axis may vary"):
         join_outputs([{"r": np.zeros((1, 2))}, {"r": np.zeros((1, 3))}], (rows,))
+
+
+def test_scalars_survive_the_file(tmp_path: Path) -> None:
+    spec = TensorSpec("x", "FP32", ())
+    run = Golden({"x": np.asarray(np.float32(3))}, {"x": np.asarray(np.float32(4))})
+    write_goldens(tmp_path / "g", Goldens("fp32", (spec,), (spec,), (run,)))
+
+    (back,) = read_goldens(tmp_path / "g").runs
+
+    assert (back.inputs["x"].shape, float(back.inputs["x"]), float(back.outputs["x"])) == ((), 3.0, 4.0)

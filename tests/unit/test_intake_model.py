@@ -216,3 +216,28 @@ def test_pushed_file_is_not_changed(take: Take, tmp_path: Path) -> None:
     take(conv_net())
 
     assert (tmp_path / "pushed").read_bytes() == before
+
+
+def test_unknown_ir_version_is_refused_with_the_newest_known(take: Take) -> None:
+    model = conv_net()
+    model.ir_version = 999
+
+    with pytest.raises(UnsupportedError, match=f"IR version 999; this service knows up to {int(onnx.IR_VERSION)}"):
+        take(model)
+
+
+@pytest.mark.parametrize("shape", [[0, 4], [4, 0]])
+def test_a_shape_that_holds_no_element_is_refused_with_what_to_do(take: Take, shape: list[int]) -> None:
+    node = helper.make_node("Relu", ["x"], ["y"])
+
+    with pytest.raises(InvalidInputError, match=r"input 'x' .* holds no element.* free or positive"):
+        take(model_of([node], [value("x", 1, shape)], [value("y", 1, shape)]))
+
+
+def test_pushed_files_that_no_tensor_names_are_told(tmp_path: Path) -> None:
+    save(conv_net(), tmp_path / "m.onnx")
+    (tmp_path / "out").mkdir()
+
+    result = intake(tmp_path / "m.onnx", {"stray.bin": tmp_path / "m.onnx"}, ModelLimits(), tmp_path / "out")
+
+    assert result.notes == ("not used, because no tensor names it: stray.bin",)

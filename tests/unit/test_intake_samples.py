@@ -13,7 +13,7 @@ import pytest
 
 from compiler_svc.backends.base import sample_feeds
 from compiler_svc.intake.limits import ModelLimits
-from compiler_svc.intake.samples import SampleSet, load_samples, refuse_overlap
+from compiler_svc.intake.samples import SampleSet, load_samples, refuse_impossible_labels, refuse_overlap
 from dovetail.errors import InvalidInputError, OverLimitError
 from dovetail.tensor import TensorSpec
 from tests.fakes.onnx_models import images
@@ -133,3 +133,35 @@ def test_a_limit_takes_evenly_spaced_samples() -> None:
     chosen = [float(feed["x"][0, 0]) for feed in sample_feeds({"x": array}, [spec], limit=4)]
 
     assert chosen == [0.0, 2.0, 5.0, 7.0]
+
+
+def test_a_label_array_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
+    np.savez(tmp_path / "v.npz", image=images(2))
+
+    with pytest.raises(InvalidInputError, match="no array 'class', which is named as its label array"):
+        load_samples(
+            tmp_path / "v.npz", [IMAGE], ModelLimits(), what="validation", label_array="class", labels_needed=True
+        )
+
+
+@pytest.mark.parametrize(
+    ("labels", "output", "text"),
+    [
+        ([0, 10], TensorSpec("logits", "FP32", (-1, 10)), r"1 of 2 labels .* \(label 1 is 10\).* classes 0 to 9"),
+        ([-1, 9], TensorSpec("logits", "FP32", (-1, 10)), r"\(label 0 is -1\)"),
+        ([-1, 9], TensorSpec("logits", "FP32", (-1, -1)), "0 and larger"),
+        ([0, 9], TensorSpec("logits", "FP32", (-1, 10)), ""),
+        ([0, 99], TensorSpec("logits", "FP32", (-1, -1)), ""),
+        ([-1, 99], TensorSpec("class", "INT64", (-1,)), ""),
+    ],
+)
+def test_labels_that_are_no_class_of_the_model_are_refused(
+    tmp_path: Path, labels: list[int], output: TensorSpec, text: str
+) -> None:
+    samples = load(tmp_path, image=images(2), label=np.array(labels))
+
+    if not text:
+        refuse_impossible_labels(samples, (output,))
+        return
+    with pytest.raises(InvalidInputError, match=text):
+        refuse_impossible_labels(samples, (output,))

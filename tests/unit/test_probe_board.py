@@ -11,6 +11,7 @@ from dovetail.probe.board import nvpmodel_name, parse_l4t, read_board, read_powe
 from dovetail.probe.cpuid import CpuId
 from dovetail.probe.sysroot import Notes, Sysroot
 from dovetail.probe.virtualisation import read_container, read_emulator, read_hypervisor
+from tests.fakes.sysroots import sysroot_of
 
 NVPMODEL = """\
 # comment
@@ -34,16 +35,8 @@ Version: 1.2
 """
 
 
-def build(root: Path, files: dict[str, str]) -> Sysroot:
-    for name, text in files.items():
-        path = root / name.lstrip("/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return Sysroot(root)
-
-
 def test_a_raspberry_pi_is_named_by_its_device_tree_without_nul_bytes(tmp_path: Path) -> None:
-    tree = build(
+    tree = sysroot_of(
         tmp_path,
         {
             "/proc/device-tree/compatible": "raspberrypi,4-model-b\0brcm,bcm2711\0",
@@ -60,13 +53,13 @@ def test_a_raspberry_pi_is_named_by_its_device_tree_without_nul_bytes(tmp_path: 
 
 
 def test_a_container_that_only_has_sys_still_finds_the_device_tree(tmp_path: Path) -> None:
-    tree = build(tmp_path, {"/sys/firmware/devicetree/base/compatible": "apple,j274\0apple,t8103\0"})
+    tree = sysroot_of(tmp_path, {"/sys/firmware/devicetree/base/compatible": "apple,j274\0apple,t8103\0"})
 
     assert read_board(tree, Notes()).name == "apple,j274"
 
 
 def test_a_pc_has_a_product_but_no_board(tmp_path: Path) -> None:
-    tree = build(
+    tree = sysroot_of(
         tmp_path, {"/sys/class/dmi/id/sys_vendor": "Dell Inc.\n", "/sys/class/dmi/id/product_name": "PowerEdge R640\n"}
     )
 
@@ -97,13 +90,13 @@ def test_the_l4t_release_is_read_from_its_file(text: str, expected: str) -> None
 
 
 def test_the_l4t_release_is_read_from_the_package_when_the_file_is_missing(tmp_path: Path) -> None:
-    tree = build(tmp_path, {"/var/lib/dpkg/status": DPKG})
+    tree = sysroot_of(tmp_path, {"/var/lib/dpkg/status": DPKG})
 
     assert read_board(tree, Notes()).l4t == "36.4.3"
 
 
 def test_a_jetsons_power_mode_has_its_name(tmp_path: Path) -> None:
-    tree = build(tmp_path, {"/var/lib/nvpmodel/status": "pmode:0002\n", "/etc/nvpmodel.conf": NVPMODEL})
+    tree = sysroot_of(tmp_path, {"/var/lib/nvpmodel/status": "pmode:0002\n", "/etc/nvpmodel.conf": NVPMODEL})
 
     assert read_power_mode(tree, Notes(), cpus=frozenset({0})) == "MAXN_SUPER"
     assert nvpmodel_name(NVPMODEL, 7) == "mode 7"
@@ -111,7 +104,7 @@ def test_a_jetsons_power_mode_has_its_name(tmp_path: Path) -> None:
 
 def test_elsewhere_the_power_mode_is_the_governors(tmp_path: Path) -> None:
     governor = "/sys/devices/system/cpu/cpu{}/cpufreq/scaling_governor"
-    tree = build(tmp_path, {governor.format(0): "ondemand\n", governor.format(1): "performance\n"})
+    tree = sysroot_of(tmp_path, {governor.format(0): "ondemand\n", governor.format(1): "performance\n"})
 
     assert read_power_mode(tree, Notes(), cpus=frozenset({0, 1})) == "ondemand+performance"
     assert read_power_mode(tree, Notes(), cpus=frozenset({0})) == "ondemand"
@@ -130,7 +123,7 @@ def test_elsewhere_the_power_mode_is_the_governors(tmp_path: Path) -> None:
     ],
 )
 def test_containers_are_told_by_their_marks(tmp_path: Path, files: dict[str, str], expected: str) -> None:
-    assert read_container(build(tmp_path, files), Notes()) == expected
+    assert read_container(sysroot_of(tmp_path, files), Notes()) == expected
 
 
 @pytest.mark.parametrize(
@@ -154,13 +147,13 @@ def test_hypervisors_are_told_by_signature_then_by_files(
 ) -> None:
     cpuid = None if signature is None else CpuId(frozenset(), "", "", signature)
 
-    told = read_hypervisor(build(tmp_path, files), Notes(), arch="x86_64", cpuid=cpuid, product=product)
+    told = read_hypervisor(sysroot_of(tmp_path, files), Notes(), arch="x86_64", cpuid=cpuid, product=product)
 
     assert told == expected
 
 
 def test_another_architectures_cpuinfo_says_nothing_about_the_hypervisor(tmp_path: Path) -> None:
-    tree = build(tmp_path, {"/proc/cpuinfo": "flags\t: fpu hypervisor lahf_lm\n"})
+    tree = sysroot_of(tmp_path, {"/proc/cpuinfo": "flags\t: fpu hypervisor lahf_lm\n"})
 
     assert read_hypervisor(tree, Notes(), arch="aarch64", cpuid=None, product="") == ""
 
@@ -179,7 +172,7 @@ def test_another_architectures_cpuinfo_says_nothing_about_the_hypervisor(tmp_pat
 def test_emulation_shows_in_the_cpus_signature_or_in_a_foreign_cpuinfo(
     tmp_path: Path, arch: str, hypervisor: str, cpuinfo: str, expected: str
 ) -> None:
-    tree = build(tmp_path, {"/proc/cpuinfo": cpuinfo})
+    tree = sysroot_of(tmp_path, {"/proc/cpuinfo": cpuinfo})
 
     assert read_emulator(tree, Notes(), arch=arch, hypervisor=hypervisor) == expected
 

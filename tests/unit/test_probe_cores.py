@@ -12,6 +12,7 @@ from dovetail.probe.cores import quota_cores, read_affinity, read_cores
 from dovetail.probe.memory import parse_meminfo, read_address_space_limit, read_memory
 from dovetail.probe.sysroot import Notes, Sysroot
 from dovetail.probe.topology import parse_size, read_last_level_cache, read_numa_nodes
+from tests.fakes.sysroots import sysroot_of
 
 V2_MOUNT = "25 20 0:22 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"
 V1_MOUNTS = (
@@ -24,20 +25,12 @@ EIGHT = frozenset(range(8))
 GIB = 1 << 30
 
 
-def build(root: Path, files: dict[str, str]) -> Sysroot:
-    for name, text in files.items():
-        path = root / name.lstrip("/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return Sysroot(root)
-
-
 def v2(root: Path, group: str, files: dict[str, str]) -> Sysroot:
-    return build(root, {"/proc/self/cgroup": f"0::{group}\n", "/proc/self/mountinfo": V2_MOUNT, **files})
+    return sysroot_of(root, {"/proc/self/cgroup": f"0::{group}\n", "/proc/self/mountinfo": V2_MOUNT, **files})
 
 
 def v1(root: Path, files: dict[str, str]) -> Sysroot:
-    return build(root, {"/proc/self/cgroup": V1_GROUPS, "/proc/self/mountinfo": V1_MOUNTS, **files})
+    return sysroot_of(root, {"/proc/self/cgroup": V1_GROUPS, "/proc/self/mountinfo": V1_MOUNTS, **files})
 
 
 def test_without_limits_all_cpus_of_the_mask_are_usable(tmp_path: Path) -> None:
@@ -89,7 +82,7 @@ def test_a_v1_quota_is_read_below_the_mounted_part_of_the_hierarchy(
 
 
 def test_with_v1_and_v2_mounted_the_controller_is_found_where_it_is(tmp_path: Path) -> None:
-    tree = build(
+    tree = sysroot_of(
         tmp_path,
         {
             "/proc/self/cgroup": "1:cpu:/\n0::/init.scope\n",
@@ -120,7 +113,7 @@ def test_membership_of_joined_controllers_is_split() -> None:
 
 
 def test_hybrid_intel_cores_are_counted_by_their_performance_monitor(tmp_path: Path) -> None:
-    tree = build(tmp_path, {"/sys/devices/cpu_core/cpus": "0-3", "/sys/devices/cpu_atom/cpus": "4-7"})
+    tree = sysroot_of(tmp_path, {"/sys/devices/cpu_core/cpus": "0-3", "/sys/devices/cpu_atom/cpus": "4-7"})
 
     assert read_cores(tree, Notes(), affinity=EIGHT).efficiency == 4
     assert read_cores(tree, Notes(), affinity=frozenset({0, 1, 4})).efficiency == 1
@@ -130,7 +123,7 @@ def test_small_arm_cores_are_told_by_their_capacity(tmp_path: Path) -> None:
     capacities = {cpu: 430 if cpu < 4 else 1024 for cpu in range(8)}
     files = {f"/sys/devices/system/cpu/cpu{cpu}/cpu_capacity": f"{value}\n" for cpu, value in capacities.items()}
 
-    assert read_cores(build(tmp_path, files), Notes(), affinity=EIGHT).efficiency == 4
+    assert read_cores(sysroot_of(tmp_path, files), Notes(), affinity=EIGHT).efficiency == 4
 
 
 def test_a_quota_is_spent_on_large_cores_first(tmp_path: Path) -> None:
@@ -144,7 +137,7 @@ def test_a_quota_is_spent_on_large_cores_first(tmp_path: Path) -> None:
 def test_equal_capacities_mean_no_small_cores(tmp_path: Path) -> None:
     files = {f"/sys/devices/system/cpu/cpu{cpu}/cpu_capacity": "1024\n" for cpu in range(2)}
 
-    assert read_cores(build(tmp_path, files), Notes(), affinity=frozenset({0, 1})).efficiency == 0
+    assert read_cores(sysroot_of(tmp_path, files), Notes(), affinity=frozenset({0, 1})).efficiency == 0
 
 
 def test_this_process_may_run_somewhere() -> None:
@@ -165,7 +158,7 @@ def test_meminfo_is_read_in_bytes() -> None:
 
 
 def test_without_a_limit_the_machines_memory_is_ours(tmp_path: Path) -> None:
-    memory = read_memory(build(tmp_path, {"/proc/meminfo": MEMINFO}), Notes(), address_space_limit=None)
+    memory = read_memory(sysroot_of(tmp_path, {"/proc/meminfo": MEMINFO}), Notes(), address_space_limit=None)
 
     assert (memory.total_bytes, memory.available_bytes) == (8192000000, 6144000000)
 
@@ -202,7 +195,7 @@ def test_a_v1_limit_counts_and_its_no_limit_number_does_not(tmp_path: Path) -> N
 
 
 def test_an_address_space_limit_counts(tmp_path: Path) -> None:
-    memory = read_memory(build(tmp_path, {"/proc/meminfo": MEMINFO}), Notes(), address_space_limit=GIB)
+    memory = read_memory(sysroot_of(tmp_path, {"/proc/meminfo": MEMINFO}), Notes(), address_space_limit=GIB)
 
     assert (memory.total_bytes, memory.available_bytes) == (GIB, GIB)
 
@@ -222,7 +215,7 @@ def test_the_address_space_limit_of_this_process_is_none_or_positive() -> None:
 
 def test_only_numa_nodes_with_usable_cpus_count(tmp_path: Path) -> None:
     nodes = "/sys/devices/system/node"
-    tree = build(
+    tree = sysroot_of(
         tmp_path, {f"{nodes}/node0/cpulist": "0-3", f"{nodes}/node1/cpulist": "4-7", f"{nodes}/node2/cpulist": ""}
     )
 
@@ -241,7 +234,7 @@ def test_the_last_level_cache_is_the_largest_of_the_usable_cores(tmp_path: Path)
             files[f"{folder}/index{index}/level"] = str(level)
             files[f"{folder}/index{index}/type"] = kind
             files[f"{folder}/index{index}/size"] = text
-    tree = build(tmp_path, files)
+    tree = sysroot_of(tmp_path, files)
 
     assert read_last_level_cache(tree, Notes(), cpus=frozenset({0})) == 8 << 20
     assert read_last_level_cache(tree, Notes(), cpus=frozenset({0, 1})) == 16 << 20

@@ -16,17 +16,10 @@ from dovetail.probe.machine import refine_intel
 from dovetail.probe.memory import MemoryFacts
 from dovetail.probe.nvidia import architecture, has_driver, multiprocessors, read_nvidia
 from dovetail.probe.sysroot import Notes, Sysroot
+from tests.fakes.sysroots import sysroot_of
 
 MEMORY = MemoryFacts(total_bytes=128 << 30, available_bytes=100 << 30)
 PROC_VERSION = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\nGCC version: 12\n"
-
-
-def build(root: Path, files: dict[str, str]) -> Sysroot:
-    for name, text in files.items():
-        path = root / name.lstrip("/")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return Sysroot(root)
 
 
 def nvml(**changes: Any) -> Answer:
@@ -97,7 +90,7 @@ def test_a_mig_slice_keeps_its_profile_beside_its_parents_capability(tmp_path: P
 
 
 def test_the_driver_version_is_read_from_proc_when_the_library_does_not_say(tmp_path: Path) -> None:
-    tree = build(tmp_path, {"/proc/driver/nvidia/version": PROC_VERSION})
+    tree = sysroot_of(tmp_path, {"/proc/driver/nvidia/version": PROC_VERSION})
     document = {**nvml().document, "driver": ""}
 
     (device,) = read(tree, Answer(document), Notes())
@@ -126,7 +119,7 @@ def test_a_jetson_whose_libraries_crash_is_known_by_its_device_tree(tmp_path: Pa
 def test_libraries_are_only_asked_where_a_driver_is(tmp_path: Path) -> None:
     assert not has_driver(Sysroot(tmp_path), ("raspberrypi,4-model-b",))
     assert has_driver(Sysroot(tmp_path), ("nvidia,p3701-0000", "nvidia,tegra234"))
-    assert has_driver(build(tmp_path, {"/proc/driver/nvidia/version": PROC_VERSION}), ())
+    assert has_driver(sysroot_of(tmp_path, {"/proc/driver/nvidia/version": PROC_VERSION}), ())
 
 
 @pytest.mark.parametrize(
@@ -166,7 +159,7 @@ def core_ultra(root: Path) -> Sysroot:
     pci(root, "drm/renderD128", "0000:00:02.0", "i915", "0x8086", "0x7d55")
     pci(root, "drm/renderD129", "0000:01:00.0", "amdgpu", "0x1002", "0x744c")
     pci(root, "accel/accel0", "0000:00:0b.0", "intel_vpu", "0x8086", "0x7d1d")
-    return build(root, {"/dev/dri/renderD128": "", "/dev/dri/renderD129": "", "/dev/accel/accel0": ""})
+    return sysroot_of(root, {"/dev/dri/renderD128": "", "/dev/dri/renderD129": "", "/dev/accel/accel0": ""})
 
 
 def test_an_intel_gpu_and_npu_are_found_and_others_devices_are_not(tmp_path: Path) -> None:
@@ -179,7 +172,7 @@ def test_an_intel_gpu_and_npu_are_found_and_others_devices_are_not(tmp_path: Pat
 
 def test_a_discrete_intel_gpu_does_not_claim_the_machines_memory(tmp_path: Path) -> None:
     pci(tmp_path, "drm/renderD128", "0000:03:00.0", "xe", "0x8086", "0x56a0")
-    tree = build(tmp_path, {"/dev/dri/renderD128": ""})
+    tree = sysroot_of(tmp_path, {"/dev/dri/renderD128": ""})
 
     (gpu,) = read_intel(tree, Notes(), memory=MEMORY)
 
@@ -222,7 +215,7 @@ ROCMINFO = "      Name:                    amdgcn-amd-amdhsa--gfx942:sramecc+:xn
 
 
 def amd_tree(root: Path) -> Sysroot:
-    return build(
+    return sysroot_of(
         root,
         {
             f"{KFD}/0/properties": "cpu_cores_count 64\nsimd_count 0\ngfx_target_version 0\n",

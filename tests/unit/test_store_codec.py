@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from dovetail.errors import IntegrityError
 from dovetail.store.codec import MAX_CHUNK_BYTES, Codec, decode, encode, pack, unpack
 
-ZEROS = encode(bytes(5000))
-
 
 @given(st.binary(max_size=4096))
 def test_decode_undoes_encode(data: bytes) -> None:
@@ -42,6 +40,19 @@ def test_a_frame_of_unknown_size_within_the_limit_is_read() -> None:
     packed = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(1000))
 
     assert unpack(Codec.ZSTD, packed) == bytes(1000)
+
+
+@pytest.mark.parametrize("write_content_size", [True, False])
+def test_a_chunk_that_unpacks_to_more_than_its_reader_expects_is_refused(write_content_size: bool) -> None:
+    packed = zstandard.ZstdCompressor(write_content_size=write_content_size).compress(bytes(1001))
+
+    with pytest.raises(IntegrityError):
+        unpack(Codec.ZSTD, packed, limit_bytes=1000)
+
+
+def test_an_unknown_codec_is_refused_by_number() -> None:
+    with pytest.raises(IntegrityError, match="encoding 9"):
+        unpack(9, b"abc")
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ async def test_a_write_that_fails_leaves_the_old_content_and_no_scraps(
     def failing_fsync(_: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("dovetail.store.atomic.os.fsync", failing_fsync)
+    monkeypatch.setattr("dovetail.store.durable.os.fsync", failing_fsync)
     with pytest.raises(expected, match=text) as caught:
         await documents.put("a/b", b"new")
 

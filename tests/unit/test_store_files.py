@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import asyncio
 import random
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -79,3 +81,32 @@ async def test_chunks_in_another_order_are_refused(tmp_path: Path) -> None:
 async def test_a_source_that_is_not_there_is_our_error(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="could not read nothing"):
         await store_file(DiskChunkStore(tmp_path), tmp_path / "nothing")
+
+
+async def test_a_cancel_while_the_file_is_being_opened_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, folder = tmp_path / "source", tmp_path / "out"
+    source.write_bytes(b"content")
+    folder.mkdir()
+    store = DiskChunkStore(tmp_path)
+    digest, _, chunks = await store_file(store, source)
+    opened: list[IO[bytes]] = []
+    real_open = Path.open
+
+    def open_and_cancel(path: Path, mode: str) -> IO[bytes]:
+        file = real_open(path, mode)
+        if path == source or path.parent == folder:
+            opened.append(file)
+            task.get_loop().call_soon_threadsafe(task.cancel)
+        return file
+
+    monkeypatch.setattr(Path, "open", open_and_cancel)
+    for work in (store_file(store, source), load_file(store, chunks, folder / "target", digest)):
+        task = asyncio.ensure_future(work)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    assert len(opened) == 2
+    assert all(file.closed for file in opened)
+    assert list(folder.iterdir()) == []

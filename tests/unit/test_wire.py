@@ -30,7 +30,7 @@ from dovetail.wire import (
     gate_bytes,
     model_facts,
     objective_message,
-    phase_word,
+    phase_message,
     read_benchmark,
     read_chunk,
     read_contract,
@@ -87,12 +87,12 @@ def test_unspecified_objective_is_latency() -> None:
 
 @pytest.mark.parametrize("phase", compiler_pb2.BuildPhase.values())
 def test_phases_survive(phase: compiler_pb2.BuildPhase) -> None:
-    assert read_phase(phase_word(phase)) == phase
+    assert phase_message(read_phase(phase)) == phase
 
 
 @pytest.mark.parametrize(
     "read",
-    [lambda: read_verdict(0), lambda: read_verdict(99), lambda: read_objective(99), lambda: read_phase("melting")],
+    [lambda: read_verdict(0), lambda: read_verdict(99), lambda: read_objective(99), lambda: phase_message("melting")],
 )
 def test_words_of_a_newer_version_are_refused(read: object) -> None:
     with pytest.raises(InvalidInputError, match="not known to this version"):

@@ -72,7 +72,7 @@ class ArtifactCacheServicer(object):
     def Negotiate(self, request, context):
         """Which artifact of a model fits this machine best, and why the others were not chosen.
         Orders the missing better ones if `order_builds` is set.
-        NOT_FOUND: no such model or version. INVALID_ARGUMENT: unreadable fingerprint.
+        NOT_FOUND: no such model or version. INVALID_ARGUMENT: unreadable fingerprint, or a floor that is not a fraction.
         An offer without a choice is not an error: `choice` is empty and the assessments say why.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -80,7 +80,8 @@ class ArtifactCacheServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchOffers(self, request, context):
-        """The current offer at once, then a new one whenever the choice changes.
+        """The current offer at once, then a new one whenever the choice or the set of artifacts offered
+        changes; ends only with an error, those of Negotiate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,7 +96,7 @@ class ArtifactCacheServicer(object):
 
     def FetchChunks(self, request, context):
         """Chunks by digest, in the order asked for. NOT_FOUND: a chunk that no tier has (the stream ends there).
-        INVALID_ARGUMENT: more than 4096 digests, or one that is not a digest.
+        INVALID_ARGUMENT: more than 4096 digests.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,7 +110,7 @@ class ArtifactCacheServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListArtifacts(self, request, context):
-        """Manifests of all artifacts, or those of one model.
+        """Manifests of all complete artifacts, or those of one model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

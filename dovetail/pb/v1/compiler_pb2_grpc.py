@@ -62,8 +62,12 @@ class CompilerServicer(object):
     def Compile(self, request, context):
         """Order the recipes that a machine can use and watch them being built. A build that fails is not an RPC error: it ends
         with a BuildEvent in phase FAILED. The stream ends when every ordered build has ended; closing it early cancels nothing.
+        A recipe that no live worker can build is told once, in phase UNROUTED and without an artifact key, and is not ordered.
+        A build that was ordered and then lost its workers waits in phase UNROUTED, and the stream with it.
         NOT_FOUND: no such model, version or recipe. INVALID_ARGUMENT: unreadable fingerprint.
-        FAILED_PRECONDITION: a recipe that needs calibration samples was named and the model has none.
+        FAILED_PRECONDITION: a recipe that needs calibration samples was named and the model has none, or the machine can use
+        no recipe at all. RESOURCE_EXHAUSTED: more than 256 recipes named.
+        UNAVAILABLE: also if no fingerprint was given and no worker is alive.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

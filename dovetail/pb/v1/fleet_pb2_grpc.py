@@ -51,14 +51,15 @@ class FleetServicer(object):
 
     def ReportNode(self, request, context):
         """A node says who it is and what it serves; called at start, on every change and every 10 s.
-        INVALID_ARGUMENT: unreadable fingerprint or bad node id.
+        INVALID_ARGUMENT: unreadable fingerprint, or a bad id, role or address. RESOURCE_EXHAUSTED: over 1024 models.
+        UNAVAILABLE: the index does not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListNodes(self, request, context):
-        """Nodes that reported; `last_seen_ms` tells which are still there.
+        """Nodes that reported, then live workers; `last_seen_ms` tells which are still there. UNAVAILABLE: as above.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

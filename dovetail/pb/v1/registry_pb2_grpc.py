@@ -67,17 +67,18 @@ class ModelRegistryServicer(object):
     def PushModel(self, request_iterator, context):
         """Push a model with its samples. First message: header. Then the files' bytes, in the header's order.
         Pushing content that the newest version already has returns that version, created = false.
-        INVALID_ARGUMENT: not ONNX, truncated, bad name, a size or digest that does not match, samples that do not fit the
+        INVALID_ARGUMENT: not ONNX, truncated, a size or digest that does not match, samples that do not fit the
         signature, calibration that overlaps validation, external data that leaves its folder.
-        RESOURCE_EXHAUSTED: over a size, node or element limit. UNIMPLEMENTED: an opset or operator that no backend supports.
-        UNAVAILABLE: the index or the durable tier does not answer. Nothing is registered unless the reply says so.
+        RESOURCE_EXHAUSTED: over a size, node or element limit, or no room.
+        UNIMPLEMENTED: an opset or operator that no backend supports.
+        Nothing is registered unless the reply says so.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """NOT_FOUND: no such model or version.
+        """NOT_FOUND: no such model, version or alias.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
