@@ -34,7 +34,10 @@ def compile_model(
     force: Annotated[bool, typer.Option("--force", help="Build again although the result is known.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Build a model's artifacts and watch; ends with 1 if none could be built. Ctrl-C stops watching, not building."""
+    """Build a model's artifacts and watch.
+
+    Ends with 1 if none could be built. Ctrl-C stops watching, not building.
+    """
     from dovetail.cli.build_progress import BuildProgress
     from dovetail.cli.fingerprint_file import read_fingerprint
     from dovetail.cli.output import data_console, print_json, say
@@ -68,7 +71,10 @@ def artifacts(
     version: ModelVersion = 0,
     as_json: JsonFlag = False,
 ) -> None:
-    """List artifacts with their figures; rejected ones stay in the list with the reason."""
+    """List artifacts with their figures.
+
+    Rejected ones stay in the list with the reason.
+    """
     from dovetail.cli.artifact_table import artifact_table, rows_of
     from dovetail.cli.output import data_console, print_json, say
     from dovetail.client import BuildPhase

@@ -61,7 +61,10 @@ def version(as_json: JsonFlag = False) -> None:
 
 
 def doctor(as_json: JsonFlag = False) -> None:
-    """What this machine can build and run, and what is missing for the rest; ends with 1 if it can run nothing."""
+    """What this machine can build and run.
+
+    And what is missing for the rest; ends with 1 if it can run nothing.
+    """
     import asyncio
 
     from dovetail.cli.output import message_console

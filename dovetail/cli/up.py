@@ -31,9 +31,10 @@ def up(
     workers: Annotated[int, typer.Option(min=0, max=64, help="How many build workers.")] = 1,
     as_json: JsonFlag = False,
 ) -> None:
-    """Run Redis, compiler service, build worker, runtime service and edge agent here; Ctrl-C stops them all.
+    """Run the whole mesh here until Ctrl-C.
 
-    Started again with the same --data-dir, everything that was pushed and built is there. With --json, one line with
+    Redis, compiler service, build worker, runtime service and edge agent. Started again with the same --data-dir,
+    everything that was pushed and built is there. With --json, one line with
     the addresses is printed once the mesh is ready: {"compiler", "runtime", "agent", "data_dir", "pid"}.
     """
     import asyncio

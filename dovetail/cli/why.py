@@ -41,7 +41,10 @@ def why(
     ] = 0.0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Why a machine gets the artifact it gets, why no other, and what would be better. Default: this machine."""
+    """Why a machine gets the artifact that it gets.
+
+    Why no other, and what would be better. Default: this machine.
+    """
     if fingerprint is not None and node:
         raise typer.BadParameter("give --fingerprint or --node, not both")
     from dovetail.cli.output import data_console, print_json

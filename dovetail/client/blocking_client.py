@@ -39,19 +39,27 @@ class _LoopThread:
 
     def run(self, awaitable: Awaitable[_R]) -> _R:
         """Run it to its end; Ctrl-C here cancels it there, and returns only when it has ended."""
-        ended = threading.Event()
+        # A bare lock: waiting for it is one call into C, so Ctrl-C leaves nothing half done, as it can in Event.wait.
+        ended = threading.Lock()
+        ended.acquire()
         tasks: list[asyncio.Task[_R]] = []
 
         def start() -> None:
             tasks.append(self._loop.create_task(_coroutine(awaitable)))
-            tasks[0].add_done_callback(lambda _: ended.set())
+            tasks[0].add_done_callback(lambda _: ended.release())
 
-        self._loop.call_soon_threadsafe(start)
+        def cancel() -> None:
+            if tasks:
+                tasks[0].cancel()
+            else:  # interrupted before it was handed over
+                ended.release()
+
         try:
-            ended.wait()
+            self._loop.call_soon_threadsafe(start)
+            ended.acquire()
         except BaseException:
-            self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
-            ended.wait()  # else a generator that is still running could not be closed
+            self._loop.call_soon_threadsafe(cancel)
+            ended.acquire()  # else a generator that is still running could not be closed
             raise
         return tasks[0].result()
 

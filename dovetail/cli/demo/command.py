@@ -33,9 +33,10 @@ def demo(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Run the whole mesh here and show what it does: push, compile, compare, serve, lose the network, explain.
+    """Run the whole mesh here and put it to the test.
 
-    With --json, tables go to stderr and one document to stdout: {"model", "hardware_class", "artifacts", "served",
+    Push, compile, compare, serve, lose the network, explain. With --json, tables go to stderr and one document to
+    stdout: {"model", "hardware_class", "artifacts", "served",
     "offline", "swaps", "other_machines"}. Ends with 1 if something that it shows does not hold.
     """
     import asyncio
