@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -121,7 +122,7 @@ def _quantised(order: BuildInput, model: Any) -> tuple[Any, dict[str, str]]:
         )
     import nncf
 
-    nncf.set_log_level(40)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # nncf.set_log_level also changes handlers that are not its own
     options = order.recipe.options
     method = str(options.get("calibration_method", "minmax"))
     ranges = _range_estimator(method, order.recipe)
