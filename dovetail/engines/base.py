@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from dovetail.contract import Detail
+from dovetail.contract import Contract, Detail
 from dovetail.tensor import Array, TensorSpec
 
 
@@ -36,6 +36,17 @@ class SessionOptions:
     details: Mapping[str, Detail] = field(default_factory=dict)
     cpu_features: frozenset[str] = frozenset()
     optimize: bool = True
+
+    @staticmethod
+    def of_contract(contract: Contract, *, threads: int, cpu_features: frozenset[str]) -> SessionOptions:
+        """How to load an artifact with that contract on a machine with those features."""
+        return SessionOptions(
+            threads=threads,
+            device=contract.device,
+            precision=contract.precision,
+            details=contract.details,
+            cpu_features=cpu_features,
+        )
 
 
 class Session(Protocol):

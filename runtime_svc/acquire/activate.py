@@ -155,12 +155,8 @@ def facts_of(manifest: Manifest) -> ModelFacts:
 def _load(manifest: Manifest, files: Mapping[str, Path], machine: Machine) -> tuple[Session, float]:
     """A session and the milliseconds that loading it took, without the import of the engine's library."""
     contract = manifest.contract
-    options = SessionOptions(
-        threads=machine.threads,
-        device=contract.device,
-        precision=contract.precision,
-        details=contract.details,
-        cpu_features=machine.fingerprint.facts.cpu_features,
+    options = SessionOptions.of_contract(
+        contract, threads=machine.threads, cpu_features=machine.fingerprint.facts.cpu_features
     )
     wanted = {entry.name: files[entry.name] for entry in manifest.files if entry.role == "model"}
     engine = create_engine(contract.engine)

@@ -18,7 +18,7 @@ from dovetail.benchmark import BenchmarkRecord
 from dovetail.digest import check_digest, digest_of, sha256_hex
 from dovetail.errors import IncompatibleError, IntegrityError
 from dovetail.fingerprint import Fingerprint
-from dovetail.negotiation import check
+from dovetail.negotiation import Objective, check
 from dovetail.pb.v1 import artifacts_pb2, registry_pb2
 from dovetail.pb.v1.artifacts_pb2_grpc import ArtifactCacheStub
 from dovetail.pb.v1.registry_pb2_grpc import ModelRegistryStub
@@ -29,7 +29,7 @@ from dovetail.wire import benchmark_bytes
 UNARY_TIMEOUT_S = 30.0
 _PEER = "the compiler service"
 
-OBJECTIVES = ("latency", "throughput", "memory", "size")
+OBJECTIVES = tuple(str(objective) for objective in Objective)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,13 +96,8 @@ async def compare(stage: Stage, builds: Sequence[Build]) -> Mapping[str, Array]:
 def _predict(artifact: Artifact, files: Mapping[str, Path], machine: Fingerprint, images: Array) -> Array:
     """Run the artifact here, outside any service, one digit at a time."""
     manifest = artifact.manifest
-    options = SessionOptions(
-        threads=machine.facts.usable_cores,
-        device=manifest.contract.device,
-        precision=manifest.contract.precision,
-        details=manifest.contract.details,
-        cpu_features=machine.facts.cpu_features,
-    )
+    facts = machine.facts
+    options = SessionOptions.of_contract(manifest.contract, threads=facts.usable_cores, cpu_features=facts.cpu_features)
     models = {entry.name: files[entry.name] for entry in manifest.files if entry.role == "model"}
     session = create_engine(manifest.contract.engine).load(models, options)
     try:
