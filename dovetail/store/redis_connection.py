@@ -109,6 +109,8 @@ class RedisConnection:
 
     @asynccontextmanager
     async def _answered(self) -> AsyncIterator[None]:
+        task = asyncio.current_task()
+        cancels = task.cancelling() if task is not None else 0
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 yield
@@ -116,6 +118,11 @@ class RedisConnection:
             raise translate(exceptions.TimeoutError(), self.address) from exc
         except exceptions.RedisError as exc:
             raise translate(exc, self.address) from exc
+        finally:
+            # The client library loses a cancellation that comes while it gives up a broken connection (redis-py 8.1),
+            # and who cancelled then waits for ever.
+            if task is not None and task.cancelling() > cancels:
+                raise asyncio.CancelledError
 
 
 def connect(url: str) -> RedisConnection:
