@@ -20,7 +20,7 @@ from dovetail.hardware_class import hardware_class
 from dovetail.pb.v1.storage_pb2 import BuildJob, ModelRecord, WorkerRecord
 from dovetail.recipe import Recipe
 from dovetail.rules import EngineRules, Reason, Verdict, rules_for
-from dovetail.wire import contract_bytes, model_facts, recipe_message
+from dovetail.wire import contract_bytes, model_facts, read_policy, recipe_message
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +143,8 @@ def _job(record: ModelRecord, told: _Target, recipe: Recipe, contract: Contract,
 
 def policy_digest(record: ModelRecord) -> str:
     """Digest of what the gate judges by: the policy and the validation samples."""
-    policy = record.model.policy
-    return digest_of(
-        {
-            "task": policy.task,
-            "label_array": policy.label_array,
-            "max_metric_drop": policy.max_metric_drop if policy.HasField("max_metric_drop") else None,
-            "validation": record.validation_digest,
-        }
-    )
+    policy = read_policy(record.model.policy)
+    return digest_of({**policy.to_json(), "validation": record.validation_digest})
 
 
 def _versions(worker: WorkerRecord) -> list[tuple[str, list[int]]]:

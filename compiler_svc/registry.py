@@ -18,8 +18,9 @@ from compiler_svc.index import Index
 from compiler_svc.intake.limits import ModelLimits
 from compiler_svc.scratch import scratch_directory
 from compiler_svc.upload import Upload, UploadLimits, receive_upload
-from compiler_svc.worker.build_spec import DEFAULT_LABEL_ARRAY, IntakeOutcome, IntakeSpec
+from compiler_svc.worker.build_spec import IntakeOutcome, IntakeSpec
 from compiler_svc.worker.child_failure import ChildFailure
+from dovetail.accuracy import DEFAULT_LABEL_ARRAY
 from dovetail.clock import Clock
 from dovetail.digest import check_name
 from dovetail.errors import InvalidInputError

@@ -13,6 +13,9 @@ from typing import Any
 
 from dovetail.errors import InvalidInputError
 
+SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
+"""Request patterns. Source: MLPerf Inference, LoadGen's scenarios."""
+
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkRecord:
@@ -34,6 +37,15 @@ class BenchmarkRecord:
         baseline_p50_ms: Median of the unoptimised fp32 model in the same run; 0 if there was none.
         measured_at_ms: Wall clock, for people.
         reported_by: "build" or the node id.
+        scenario: How requests came, one of SCENARIOS.
+        streams: Requests that the engine was given at once.
+        processes: Fresh processes that were measured; 0 if it was a process that did other things before.
+        p50_low_ms: Lower end of the 95 % bootstrap interval of the median over processes; 0 if unknown, as the others.
+        p50_high_ms: Upper end.
+        throughput_low: Lower end of that of the throughput.
+        throughput_high: Upper end.
+        p90_ms: 90th percentile; 0 if unknown.
+        cpu_ms: CPU time of all threads for one row; 0 if unknown.
     """
 
     hardware_class: str
@@ -51,6 +63,15 @@ class BenchmarkRecord:
     baseline_p50_ms: float = 0.0
     measured_at_ms: int = 0
     reported_by: str = "build"
+    scenario: str = "single_stream"
+    streams: int = 1
+    processes: int = 0
+    p50_low_ms: float = 0.0
+    p50_high_ms: float = 0.0
+    throughput_low: float = 0.0
+    throughput_high: float = 0.0
+    p90_ms: float = 0.0
+    cpu_ms: float = 0.0
 
     @property
     def speedup(self) -> float:

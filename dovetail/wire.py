@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
+from dovetail.accuracy import DEFAULT_LABEL_ARRAY, AccuracyPolicy
 from dovetail.artifact import ChunkRef
 from dovetail.benchmark import BenchmarkRecord
 from dovetail.contract import Contract
@@ -50,6 +51,27 @@ _OBJECTIVES: Mapping[Objective, types_pb2.Objective] = MappingProxyType(
 )
 
 _PHASE = "BUILD_PHASE_"
+
+
+def policy_message(policy: AccuracyPolicy) -> registry_pb2.AccuracyPolicy:
+    """How accuracy is judged."""
+    message = registry_pb2.AccuracyPolicy(
+        task=policy.task, label_array=policy.label_array, output=policy.output, tolerances=dict(policy.tolerances)
+    )
+    if policy.max_metric_drop is not None:
+        message.max_metric_drop = policy.max_metric_drop
+    return message
+
+
+def read_policy(message: registry_pb2.AccuracyPolicy) -> AccuracyPolicy:
+    """How accuracy is judged. Raises InvalidInputError for an unknown task."""
+    return AccuracyPolicy(
+        task=message.task,
+        label_array=message.label_array or DEFAULT_LABEL_ARRAY,
+        max_metric_drop=message.max_metric_drop if message.HasField("max_metric_drop") else None,
+        output=message.output,
+        tolerances=dict(message.tolerances),
+    )
 
 
 def verdict_message(verdict: Verdict) -> types_pb2.Verdict:
@@ -144,7 +166,7 @@ def read_benchmark(data: bytes) -> BenchmarkRecord:
     """
     record = _read_document(data, BenchmarkRecord.from_json, "benchmark record")
     for name, value in record.to_json().items():
-        wanted: tuple[type, ...] = (str,) if name in ("hardware_class", "reported_by") else (int, float)
+        wanted: tuple[type, ...] = (str,) if name in ("hardware_class", "reported_by", "scenario") else (int, float)
         if not isinstance(value, wanted) or (isinstance(value, int | float) and not 0 <= value < float("inf")):
             raise InvalidInputError(f"benchmark record is not readable: {name} is {str(value)[:60]!r}")
     return record

@@ -63,6 +63,11 @@ class BuildOutput:
     contract: Contract
     labels: Mapping[str, str]
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all files."""
+        return sum(path.stat().st_size for path in self.files.values())
+
 
 @dataclass(frozen=True, slots=True)
 class OperatorSupport:

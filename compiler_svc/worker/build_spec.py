@@ -17,6 +17,7 @@ from pathlib import Path
 
 from compiler_svc.intake.limits import ModelLimits
 from compiler_svc.worker.child_failure import ChildFailure
+from dovetail.accuracy import AccuracyPolicy
 from dovetail.benchmark import BenchmarkRecord
 from dovetail.contract import Contract
 from dovetail.gate import GateReport
@@ -28,7 +29,6 @@ SPEC_FILE = "spec.json"
 RESULT_FILE = "result.json"
 LOG_FILE = "child.log"
 OUT_DIR = "out"
-DEFAULT_LABEL_ARRAY = "label"
 MAX_RESULT_BYTES = 4 << 20
 """Refuse larger result documents; a real one is a few KiB."""
 
@@ -56,18 +56,20 @@ class ChildLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class AccuracyPolicy:
-    """How accuracy is judged; the domain form of AccuracyPolicy in registry.proto.
+class EmulatedCpu:
+    """A kind of CPU whose arithmetic is reproduced; the domain form of Emulation in storage.proto.
 
     Attributes:
-        task: "classification", "generic", or "" for classification if there are labels.
-        label_array: Name of the label array in the validation file.
-        max_metric_drop: Allowed loss of the task metric as a fraction; None takes the precision's default.
+        name: "<emulator>:<cpu>", such as "qemu:Haswell".
+        isa_class: Canonical instruction set class, such as "x86-64-v3".
+        arch: Its architecture.
+        cpu_features: Its features, in the kernel's spelling.
     """
 
-    task: str = ""
-    label_array: str = DEFAULT_LABEL_ARRAY
-    max_metric_drop: float | None = None
+    name: str
+    isa_class: str
+    arch: str
+    cpu_features: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,10 @@ class BuildSpec:
         model_file: Normalised model.
         calibration_file: .npz, or "".
         validation_file: .npz, or "".
-        measure_budget_s: Seconds to spend on the benchmark; about the double with a slow model.
+        measure_budget_s: Seconds to spend on measuring, search for settings included; more with a slow model.
+        objective: What the search for settings optimises, a value of `dovetail.offer.Objective`.
+        known: Figures of other artifacts of this model on this class: what this one has to beat.
+        emulation: CPU that the gate runs under; None runs it natively and measures.
         max_gate_samples: Validation samples used by the gate, evenly spaced if there are more.
     """
 
@@ -128,6 +133,9 @@ class BuildSpec:
     calibration_file: str = ""
     validation_file: str = ""
     measure_budget_s: float = 2.0
+    objective: str = "latency"
+    known: tuple[BenchmarkRecord, ...] = ()
+    emulation: EmulatedCpu | None = None
     max_gate_samples: int = 1000
 
 
@@ -223,9 +231,11 @@ class BuildResult:
 
     Attributes:
         files: Files of the artifact, goldens included.
+        recipe: As built: the ordered one, with the layers that had to stay in float.
         contract: Final contract, measured memory included.
         gate: Report of the gate.
-        benchmark: Figures of this machine.
+        benchmarks: Figures of this machine, the one to show first; none if the gate ran under emulation.
+        verified: "native" or "emulated": what the gate ran on.
         labels: Facts for people.
         max_batch_size: Largest batch that may be formed along the first axis; 0 if requests must not be batched,
             because an input has no free first axis or rows were seen to influence each other.
@@ -234,9 +244,11 @@ class BuildResult:
     """
 
     files: tuple[BuiltFile, ...]
+    recipe: Recipe
     contract: Contract
     gate: GateReport
-    benchmark: BenchmarkRecord
+    benchmarks: tuple[BenchmarkRecord, ...]
+    verified: str
     labels: Mapping[str, str]
     max_batch_size: int
     toolchain: Mapping[str, str]

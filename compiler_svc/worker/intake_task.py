@@ -9,8 +9,9 @@ from typing import Any
 
 from compiler_svc.intake.model_intake import intake
 from compiler_svc.intake.samples import SampleSet, load_samples, refuse_impossible_labels, refuse_overlap
-from compiler_svc.worker.build_spec import DEFAULT_LABEL_ARRAY, OUT_DIR, IntakeSpec, SampleFacts
+from compiler_svc.worker.build_spec import OUT_DIR, IntakeSpec, SampleFacts
 from compiler_svc.worker.spec_file import sample_facts_json
+from dovetail.accuracy import DEFAULT_LABEL_ARRAY
 
 
 def run_intake_task(spec: IntakeSpec, directory: Path, report: Callable[[str, float, str], None]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from compiler_svc.index import Index
 from compiler_svc.jobs.base import JobQueue, Lease
 from compiler_svc.scratch import scratch_directory
-from compiler_svc.worker.build_spec import AccuracyPolicy, BuildResult, BuildSpec, ChildLimits, Progress
+from compiler_svc.worker.build_spec import BuildResult, BuildSpec, ChildLimits, Progress
 from compiler_svc.worker.child_failure import ChildFailure, FailureKind
 from compiler_svc.worker.publish import manifest_of, store_result
 from dovetail.clock import Clock
@@ -34,6 +34,7 @@ from dovetail.wire import (
     model_facts,
     read_chunk,
     read_contract,
+    read_policy,
     read_recipe,
     read_tensor_spec,
 )
@@ -166,7 +167,6 @@ class LeasedBuild:
     def _spec(self, record: ModelRecord) -> BuildSpec:
         job, model = self._lease.job, record.model
         present = {file.role for file in record.files}
-        policy = model.policy
         return BuildSpec(
             recipe=read_recipe(job.recipe),
             contract=read_contract(job.contract_json),
@@ -176,11 +176,7 @@ class LeasedBuild:
             hardware_class=hardware_class(self._options.machine).key,
             cpu_features=self._options.machine.facts.cpu_features,
             threads=self._options.threads,
-            policy=AccuracyPolicy(
-                task=policy.task,
-                label_array=policy.label_array,
-                max_metric_drop=policy.max_metric_drop if policy.HasField("max_metric_drop") else None,
-            ),
+            policy=read_policy(model.policy),
             model_file=_FILES[FILE_ROLE_MODEL],
             calibration_file=_FILES[FILE_ROLE_CALIBRATION] if FILE_ROLE_CALIBRATION in present else "",
             validation_file=_FILES[FILE_ROLE_VALIDATION] if FILE_ROLE_VALIDATION in present else "",
@@ -191,7 +187,7 @@ class LeasedBuild:
         self._state.phase = pb.BUILD_PHASE_PUBLISHING
         self._state.message = "storing the files"
         self._state.gate_json = gate_bytes(result.gate)
-        self._state.benchmark_json = benchmark_bytes(result.benchmark)
+        self._state.benchmark_json = benchmark_bytes(next(iter(result.benchmarks), None))
         self._news.set()
         files = await store_result(self._chunks, result)
         manifest = manifest_of(

@@ -14,7 +14,7 @@ from dovetail.hardware_class import hardware_class, isa_class
 from dovetail.pb.v1.storage_pb2 import BuildJob, ModelRecord
 from dovetail.store.base import ChunkStore
 from dovetail.store.files import store_file
-from dovetail.wire import read_recipe, read_tensor_spec
+from dovetail.wire import read_tensor_spec
 
 
 async def store_result(store: ChunkStore, result: BuildResult) -> tuple[FileEntry, ...]:
@@ -56,7 +56,7 @@ def manifest_of(
         model=model.name,
         version=model.version,
         model_digest=model.model_digest,
-        recipe=read_recipe(job.recipe),
+        recipe=result.recipe,
         contract=result.contract,
         inputs=tuple(read_tensor_spec(spec) for spec in model.inputs),
         outputs=tuple(read_tensor_spec(spec) for spec in model.outputs),
@@ -64,7 +64,7 @@ def manifest_of(
         toolchain=dict(result.toolchain),
         gate=result.gate,
         files=files,
-        benchmarks=(result.benchmark,),
+        benchmarks=result.benchmarks,
         labels={**result.labels, "network": "none" if result.network_isolated else "not isolated"},
         built_by=hardware_class(machine).key,
         built_at_ms=built_at_ms,

@@ -44,6 +44,7 @@ from dovetail.contract import Contract
 from dovetail.digest import check_name, sha256_file
 from dovetail.errors import ErrorCode, InvalidInputError
 from dovetail.gate import GateReport
+from dovetail.recipe import Recipe
 from dovetail.tensor import TensorSpec
 
 LOG_TAIL_BYTES = 4096
@@ -223,9 +224,11 @@ def _intake_outcome(body: Mapping[str, Any], directory: Path, isolated: bool) ->
 def _build_result(body: Mapping[str, Any], directory: Path, isolated: bool) -> BuildResult:
     return BuildResult(
         files=tuple(_built_file(item, directory) for item in body["files"]),
+        recipe=Recipe.from_json(body["recipe"]),
         contract=Contract.from_json(body["contract"]),
         gate=GateReport.from_json(body["gate"]),
-        benchmark=BenchmarkRecord.from_json(body["benchmark"]),
+        benchmarks=tuple(BenchmarkRecord.from_json(item) for item in body["benchmarks"]),
+        verified=str(body["verified"]),
         labels={str(key): str(value) for key, value in body["labels"].items()},
         max_batch_size=int(body["max_batch_size"]),
         toolchain={str(key): str(value) for key, value in body["toolchain"].items()},

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from compiler_svc.intake.limits import ModelLimits
-from compiler_svc.worker.build_spec import SPEC_FILE, AccuracyPolicy, BuildSpec, ChildLimits, IntakeSpec, SampleFacts
+from compiler_svc.worker.build_spec import SPEC_FILE, BuildSpec, ChildLimits, EmulatedCpu, IntakeSpec, SampleFacts
+from dovetail.accuracy import AccuracyPolicy
+from dovetail.benchmark import BenchmarkRecord
 from dovetail.contract import Contract
 from dovetail.errors import InvalidInputError
 from dovetail.recipe import Recipe
@@ -55,12 +57,15 @@ def _build_json(spec: BuildSpec) -> dict[str, Any]:
         "hardware_class": spec.hardware_class,
         "cpu_features": sorted(spec.cpu_features),
         "threads": spec.threads,
-        "policy": asdict(spec.policy),
+        "policy": spec.policy.to_json(),
         "model_file": spec.model_file,
         "calibration_file": spec.calibration_file,
         "validation_file": spec.validation_file,
         "measure_budget_s": spec.measure_budget_s,
         "max_gate_samples": spec.max_gate_samples,
+        "objective": spec.objective,
+        "known": [record.to_json() for record in spec.known],
+        "emulation": _emulation_json(spec.emulation),
     }
 
 
@@ -79,9 +84,21 @@ def _read_build(body: dict[str, Any]) -> BuildSpec:
             "outputs": tuple(TensorSpec.from_json(item) for item in body["outputs"]),
             "facts": ModelFacts(**{**facts, "operators": frozenset(facts["operators"])}),
             "cpu_features": frozenset(body["cpu_features"]),
-            "policy": AccuracyPolicy(**body["policy"]),
+            "policy": AccuracyPolicy.from_json(body["policy"]),
+            "known": tuple(BenchmarkRecord.from_json(item) for item in body["known"]),
+            "emulation": _read_emulation(body["emulation"]),
         }
     )
+
+
+def _emulation_json(cpu: EmulatedCpu | None) -> dict[str, Any] | None:
+    return None if cpu is None else {**asdict(cpu), "cpu_features": sorted(cpu.cpu_features)}
+
+
+def _read_emulation(document: Mapping[str, Any] | None) -> EmulatedCpu | None:
+    if document is None:
+        return None
+    return EmulatedCpu(**{**document, "cpu_features": frozenset(document["cpu_features"])})
 
 
 def sample_facts_json(facts: SampleFacts) -> dict[str, Any]:

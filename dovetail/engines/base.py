@@ -26,6 +26,8 @@ class SessionOptions:
         precision: Precision of the arithmetic, from the contract.
         details: The contract's details; an engine reads what concerns running (a pinned execution precision …).
         cpu_features: The machine's CPU features, for run-time mitigations.
+        streams: Inferences that may run at once, each on `threads` threads; `run` may then be called by as many
+            callers as there are streams.
         optimize: False loads the graph as it is (the unoptimised baseline and the reference); True lets the engine
             optimise.
     """
@@ -36,9 +38,12 @@ class SessionOptions:
     details: Mapping[str, Detail] = field(default_factory=dict)
     cpu_features: frozenset[str] = frozenset()
     optimize: bool = True
+    streams: int = 1
 
     @staticmethod
-    def of_contract(contract: Contract, *, threads: int, cpu_features: frozenset[str]) -> SessionOptions:
+    def of_contract(
+        contract: Contract, *, threads: int, cpu_features: frozenset[str], streams: int = 1
+    ) -> SessionOptions:
         """How to load an artifact with that contract on a machine with those features."""
         return SessionOptions(
             threads=threads,
@@ -46,6 +51,7 @@ class SessionOptions:
             precision=contract.precision,
             details=contract.details,
             cpu_features=cpu_features,
+            streams=streams,
         )
 
 

@@ -55,9 +55,11 @@ def _result(directory: Path, spec: BuildSpec) -> BuildResult:
     files = (("model.onnx", "model", directory / spec.model_file), ("goldens.npz", "goldens", goldens))
     return BuildResult(
         files=tuple(BuiltFile(name, role, path, path.stat().st_size, sha256_file(path)) for name, role, path in files),
+        recipe=spec.recipe,
         contract=spec.contract,
         gate=GateReport(True, spec.recipe.precision, 4),
-        benchmark=figures(spec.hardware_class),
+        benchmarks=(figures(spec.hardware_class),),
+        verified="native",
         labels={},
         max_batch_size=8,
         toolchain={"script": "1"},

@@ -20,7 +20,6 @@ from onnx import helper
 
 from compiler_svc.intake.limits import ModelLimits
 from compiler_svc.worker.build_spec import (
-    AccuracyPolicy,
     BuildResult,
     BuildSpec,
     ChildLimits,
@@ -31,6 +30,7 @@ from compiler_svc.worker.build_spec import (
 from compiler_svc.worker.child import isolate_network
 from compiler_svc.worker.child_failure import ChildFailure, FailureKind
 from compiler_svc.worker.sandbox import run_build, run_intake, run_task
+from dovetail.accuracy import AccuracyPolicy
 from dovetail.contract import Contract
 from dovetail.engines import SessionOptions, create_engine
 from dovetail.engines.goldens import read_goldens, replay
@@ -208,11 +208,11 @@ async def test_build_gives_files_gate_figures_and_goldens_that_replay(directory:
     assert isinstance(result, BuildResult), result
     assert result.gate.passed
     assert (result.gate.samples, result.gate.metric, result.gate.metric_reference) == (64, "accuracy", 1.0)
-    assert result.benchmark.p50_ms > 0
-    assert result.benchmark.baseline_p50_ms > 0
-    assert result.benchmark.windows >= 3
-    assert result.benchmark.hardware_class == "class-1"
-    assert result.contract.min_memory_bytes >= result.benchmark.peak_rss_bytes > 0
+    assert result.benchmarks[0].p50_ms > 0
+    assert result.benchmarks[0].baseline_p50_ms > 0
+    assert result.benchmarks[0].windows >= 3
+    assert result.benchmarks[0].hardware_class == "class-1"
+    assert result.contract.min_memory_bytes >= result.benchmarks[0].peak_rss_bytes > 0
     assert result.contract.details["kept"] == "yes"
     assert result.labels["calibration"] == "minmax, 32 samples"
     assert result.labels["gate_inputs"] == "validation, 64 samples"

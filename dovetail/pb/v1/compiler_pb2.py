@@ -25,33 +25,43 @@ _sym_db = _symbol_database.Default()
 from dovetail.pb.v1 import types_pb2 as dovetail_dot_pb_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64ovetail/pb/v1/compiler.proto\x12\x0b\x64ovetail.v1\x1a\x1a\x64ovetail/pb/v1/types.proto\"l\n\x0c\x42uildFailure\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.dovetail.v1.BuildFailureKind\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x10\n\x08log_tail\x18\x04 \x01(\t\"j\n\x0e\x43ompileRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x18\n\x10\x66ingerprint_json\x18\x03 \x01(\x0c\x12\x0f\n\x07recipes\x18\x04 \x03(\t\x12\r\n\x05\x66orce\x18\x05 \x01(\x08\"\x80\x03\n\x05\x42uild\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12#\n\x06recipe\x18\x04 \x01(\x0b\x32\x13.dovetail.v1.Recipe\x12\x16\n\x0ehardware_class\x18\x05 \x01(\t\x12&\n\x05phase\x18\x06 \x01(\x0e\x32\x17.dovetail.v1.BuildPhase\x12\x10\n\x08\x66raction\x18\x07 \x01(\x01\x12\x0f\n\x07message\x18\x08 \x01(\t\x12*\n\x07\x66\x61ilure\x18\t \x01(\x0b\x32\x19.dovetail.v1.BuildFailure\x12\x11\n\tgate_json\x18\n \x01(\x0c\x12\x16\n\x0e\x62\x65nchmark_json\x18\x0b \x01(\x0c\x12\x12\n\nsize_bytes\x18\x0c \x01(\x04\x12\x10\n\x08\x61ttempts\x18\r \x01(\x03\x12\x15\n\rcreated_at_ms\x18\x0e \x01(\x03\x12\x15\n\rupdated_at_ms\x18\x0f \x01(\x03\x12\x0e\n\x06\x63\x61\x63hed\x18\x10 \x01(\x08\"A\n\nBuildEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12!\n\x05\x62uild\x18\x02 \x01(\x0b\x32\x12.dovetail.v1.Build\"\'\n\x0fGetBuildRequest\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\"3\n\x11ListBuildsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"8\n\x12ListBuildsResponse\x12\"\n\x06\x62uilds\x18\x01 \x03(\x0b\x32\x12.dovetail.v1.Build\"*\n\x12\x43\x61ncelBuildRequest\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t*\x8e\x02\n\nBuildPhase\x12\x1b\n\x17\x42UILD_PHASE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42UILD_PHASE_QUEUED\x10\x01\x12\x18\n\x14\x42UILD_PHASE_UNROUTED\x10\x02\x12\x18\n\x14\x42UILD_PHASE_BUILDING\x10\x03\x12\x16\n\x12\x42UILD_PHASE_GATING\x10\x04\x12\x19\n\x15\x42UILD_PHASE_MEASURING\x10\x05\x12\x1a\n\x16\x42UILD_PHASE_PUBLISHING\x10\x06\x12\x15\n\x11\x42UILD_PHASE_READY\x10\x07\x12\x16\n\x12\x42UILD_PHASE_FAILED\x10\x08\x12\x19\n\x15\x42UILD_PHASE_CANCELLED\x10\t*\xa4\x01\n\x10\x42uildFailureKind\x12\"\n\x1e\x42UILD_FAILURE_KIND_UNSPECIFIED\x10\x00\x12$\n BUILD_FAILURE_KIND_DETERMINISTIC\x10\x01\x12\x1f\n\x1b\x42UILD_FAILURE_KIND_RESOURCE\x10\x02\x12%\n!BUILD_FAILURE_KIND_INFRASTRUCTURE\x10\x03\x32\x9e\x02\n\x08\x43ompiler\x12\x41\n\x07\x43ompile\x12\x1b.dovetail.v1.CompileRequest\x1a\x17.dovetail.v1.BuildEvent0\x01\x12<\n\x08GetBuild\x12\x1c.dovetail.v1.GetBuildRequest\x1a\x12.dovetail.v1.Build\x12M\n\nListBuilds\x12\x1e.dovetail.v1.ListBuildsRequest\x1a\x1f.dovetail.v1.ListBuildsResponse\x12\x42\n\x0b\x43\x61ncelBuild\x12\x1f.dovetail.v1.CancelBuildRequest\x1a\x12.dovetail.v1.Buildb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64ovetail/pb/v1/compiler.proto\x12\x0b\x64ovetail.v1\x1a\x1a\x64ovetail/pb/v1/types.proto\"l\n\x0c\x42uildFailure\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.dovetail.v1.BuildFailureKind\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x10\n\x08log_tail\x18\x04 \x01(\t\"\xbf\x01\n\x0e\x43ompileRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x18\n\x10\x66ingerprint_json\x18\x03 \x01(\x0c\x12\x0f\n\x07recipes\x18\x04 \x03(\t\x12\r\n\x05\x66orce\x18\x05 \x01(\x08\x12)\n\tobjective\x18\x06 \x01(\x0e\x32\x16.dovetail.v1.Objective\x12\x10\n\x08\x62udget_s\x18\x07 \x01(\x01\x12\x16\n\x0ehardware_class\x18\x08 \x01(\t\"\x95\x03\n\x05\x42uild\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12#\n\x06recipe\x18\x04 \x01(\x0b\x32\x13.dovetail.v1.Recipe\x12\x16\n\x0ehardware_class\x18\x05 \x01(\t\x12&\n\x05phase\x18\x06 \x01(\x0e\x32\x17.dovetail.v1.BuildPhase\x12\x10\n\x08\x66raction\x18\x07 \x01(\x01\x12\x0f\n\x07message\x18\x08 \x01(\t\x12*\n\x07\x66\x61ilure\x18\t \x01(\x0b\x32\x19.dovetail.v1.BuildFailure\x12\x11\n\tgate_json\x18\n \x01(\x0c\x12\x16\n\x0e\x62\x65nchmark_json\x18\x0b \x01(\x0c\x12\x12\n\nsize_bytes\x18\x0c \x01(\x04\x12\x10\n\x08\x61ttempts\x18\r \x01(\x03\x12\x15\n\rcreated_at_ms\x18\x0e \x01(\x03\x12\x15\n\rupdated_at_ms\x18\x0f \x01(\x03\x12\x0e\n\x06\x63\x61\x63hed\x18\x10 \x01(\x08\x12\x13\n\x0blayers_json\x18\x11 \x01(\x0c\"A\n\nBuildEvent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12!\n\x05\x62uild\x18\x02 \x01(\x0b\x32\x12.dovetail.v1.Build\"\'\n\x0fGetBuildRequest\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\"3\n\x11ListBuildsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"8\n\x12ListBuildsResponse\x12\"\n\x06\x62uilds\x18\x01 \x03(\x0b\x32\x12.dovetail.v1.Build\"*\n\x12\x43\x61ncelBuildRequest\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\"&\n\x0eRebuildRequest\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\"2\n\x10ListStaleRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"@\n\tStaleTool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nbuilt_with\x18\x02 \x01(\t\x12\x11\n\tavailable\x18\x03 \x01(\t\"|\n\rStaleArtifact\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x0e\n\x06recipe\x18\x04 \x01(\t\x12%\n\x05tools\x18\x05 \x03(\x0b\x32\x16.dovetail.v1.StaleTool\"B\n\x11ListStaleResponse\x12-\n\tartifacts\x18\x01 \x03(\x0b\x32\x1a.dovetail.v1.StaleArtifact*\x8e\x02\n\nBuildPhase\x12\x1b\n\x17\x42UILD_PHASE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x42UILD_PHASE_QUEUED\x10\x01\x12\x18\n\x14\x42UILD_PHASE_UNROUTED\x10\x02\x12\x18\n\x14\x42UILD_PHASE_BUILDING\x10\x03\x12\x16\n\x12\x42UILD_PHASE_GATING\x10\x04\x12\x19\n\x15\x42UILD_PHASE_MEASURING\x10\x05\x12\x1a\n\x16\x42UILD_PHASE_PUBLISHING\x10\x06\x12\x15\n\x11\x42UILD_PHASE_READY\x10\x07\x12\x16\n\x12\x42UILD_PHASE_FAILED\x10\x08\x12\x19\n\x15\x42UILD_PHASE_CANCELLED\x10\t*\xa4\x01\n\x10\x42uildFailureKind\x12\"\n\x1e\x42UILD_FAILURE_KIND_UNSPECIFIED\x10\x00\x12$\n BUILD_FAILURE_KIND_DETERMINISTIC\x10\x01\x12\x1f\n\x1b\x42UILD_FAILURE_KIND_RESOURCE\x10\x02\x12%\n!BUILD_FAILURE_KIND_INFRASTRUCTURE\x10\x03\x32\xad\x03\n\x08\x43ompiler\x12\x41\n\x07\x43ompile\x12\x1b.dovetail.v1.CompileRequest\x1a\x17.dovetail.v1.BuildEvent0\x01\x12<\n\x08GetBuild\x12\x1c.dovetail.v1.GetBuildRequest\x1a\x12.dovetail.v1.Build\x12M\n\nListBuilds\x12\x1e.dovetail.v1.ListBuildsRequest\x1a\x1f.dovetail.v1.ListBuildsResponse\x12\x41\n\x07Rebuild\x12\x1b.dovetail.v1.RebuildRequest\x1a\x17.dovetail.v1.BuildEvent0\x01\x12J\n\tListStale\x12\x1d.dovetail.v1.ListStaleRequest\x1a\x1e.dovetail.v1.ListStaleResponse\x12\x42\n\x0b\x43\x61ncelBuild\x12\x1f.dovetail.v1.CancelBuildRequest\x1a\x12.dovetail.v1.Buildb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dovetail.pb.v1.compiler_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_BUILDPHASE']._serialized_start=943
-  _globals['_BUILDPHASE']._serialized_end=1213
-  _globals['_BUILDFAILUREKIND']._serialized_start=1216
-  _globals['_BUILDFAILUREKIND']._serialized_end=1380
+  _globals['_BUILDPHASE']._serialized_start=1402
+  _globals['_BUILDPHASE']._serialized_end=1672
+  _globals['_BUILDFAILUREKIND']._serialized_start=1675
+  _globals['_BUILDFAILUREKIND']._serialized_end=1839
   _globals['_BUILDFAILURE']._serialized_start=74
   _globals['_BUILDFAILURE']._serialized_end=182
-  _globals['_COMPILEREQUEST']._serialized_start=184
-  _globals['_COMPILEREQUEST']._serialized_end=290
-  _globals['_BUILD']._serialized_start=293
-  _globals['_BUILD']._serialized_end=677
-  _globals['_BUILDEVENT']._serialized_start=679
-  _globals['_BUILDEVENT']._serialized_end=744
-  _globals['_GETBUILDREQUEST']._serialized_start=746
-  _globals['_GETBUILDREQUEST']._serialized_end=785
-  _globals['_LISTBUILDSREQUEST']._serialized_start=787
-  _globals['_LISTBUILDSREQUEST']._serialized_end=838
-  _globals['_LISTBUILDSRESPONSE']._serialized_start=840
-  _globals['_LISTBUILDSRESPONSE']._serialized_end=896
-  _globals['_CANCELBUILDREQUEST']._serialized_start=898
-  _globals['_CANCELBUILDREQUEST']._serialized_end=940
-  _globals['_COMPILER']._serialized_start=1383
-  _globals['_COMPILER']._serialized_end=1669
+  _globals['_COMPILEREQUEST']._serialized_start=185
+  _globals['_COMPILEREQUEST']._serialized_end=376
+  _globals['_BUILD']._serialized_start=379
+  _globals['_BUILD']._serialized_end=784
+  _globals['_BUILDEVENT']._serialized_start=786
+  _globals['_BUILDEVENT']._serialized_end=851
+  _globals['_GETBUILDREQUEST']._serialized_start=853
+  _globals['_GETBUILDREQUEST']._serialized_end=892
+  _globals['_LISTBUILDSREQUEST']._serialized_start=894
+  _globals['_LISTBUILDSREQUEST']._serialized_end=945
+  _globals['_LISTBUILDSRESPONSE']._serialized_start=947
+  _globals['_LISTBUILDSRESPONSE']._serialized_end=1003
+  _globals['_CANCELBUILDREQUEST']._serialized_start=1005
+  _globals['_CANCELBUILDREQUEST']._serialized_end=1047
+  _globals['_REBUILDREQUEST']._serialized_start=1049
+  _globals['_REBUILDREQUEST']._serialized_end=1087
+  _globals['_LISTSTALEREQUEST']._serialized_start=1089
+  _globals['_LISTSTALEREQUEST']._serialized_end=1139
+  _globals['_STALETOOL']._serialized_start=1141
+  _globals['_STALETOOL']._serialized_end=1205
+  _globals['_STALEARTIFACT']._serialized_start=1207
+  _globals['_STALEARTIFACT']._serialized_end=1331
+  _globals['_LISTSTALERESPONSE']._serialized_start=1333
+  _globals['_LISTSTALERESPONSE']._serialized_end=1399
+  _globals['_COMPILER']._serialized_start=1842
+  _globals['_COMPILER']._serialized_end=2271
 # @@protoc_insertion_point(module_scope)

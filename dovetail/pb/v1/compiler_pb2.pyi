@@ -55,21 +55,27 @@ class BuildFailure(_message.Message):
     def __init__(self, kind: _Optional[_Union[BuildFailureKind, str]] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., log_tail: _Optional[str] = ...) -> None: ...
 
 class CompileRequest(_message.Message):
-    __slots__ = ("model", "version", "fingerprint_json", "recipes", "force")
+    __slots__ = ("model", "version", "fingerprint_json", "recipes", "force", "objective", "budget_s", "hardware_class")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_JSON_FIELD_NUMBER: _ClassVar[int]
     RECIPES_FIELD_NUMBER: _ClassVar[int]
     FORCE_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_S_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_CLASS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     fingerprint_json: bytes
     recipes: _containers.RepeatedScalarFieldContainer[str]
     force: bool
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint_json: _Optional[bytes] = ..., recipes: _Optional[_Iterable[str]] = ..., force: bool = ...) -> None: ...
+    objective: _types_pb2.Objective
+    budget_s: float
+    hardware_class: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint_json: _Optional[bytes] = ..., recipes: _Optional[_Iterable[str]] = ..., force: bool = ..., objective: _Optional[_Union[_types_pb2.Objective, str]] = ..., budget_s: _Optional[float] = ..., hardware_class: _Optional[str] = ...) -> None: ...
 
 class Build(_message.Message):
-    __slots__ = ("artifact_key", "model", "version", "recipe", "hardware_class", "phase", "fraction", "message", "failure", "gate_json", "benchmark_json", "size_bytes", "attempts", "created_at_ms", "updated_at_ms", "cached")
+    __slots__ = ("artifact_key", "model", "version", "recipe", "hardware_class", "phase", "fraction", "message", "failure", "gate_json", "benchmark_json", "size_bytes", "attempts", "created_at_ms", "updated_at_ms", "cached", "layers_json")
     ARTIFACT_KEY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +92,7 @@ class Build(_message.Message):
     CREATED_AT_MS_FIELD_NUMBER: _ClassVar[int]
     UPDATED_AT_MS_FIELD_NUMBER: _ClassVar[int]
     CACHED_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_JSON_FIELD_NUMBER: _ClassVar[int]
     artifact_key: str
     model: str
     version: int
@@ -102,7 +109,8 @@ class Build(_message.Message):
     created_at_ms: int
     updated_at_ms: int
     cached: bool
-    def __init__(self, artifact_key: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., recipe: _Optional[_Union[_types_pb2.Recipe, _Mapping]] = ..., hardware_class: _Optional[str] = ..., phase: _Optional[_Union[BuildPhase, str]] = ..., fraction: _Optional[float] = ..., message: _Optional[str] = ..., failure: _Optional[_Union[BuildFailure, _Mapping]] = ..., gate_json: _Optional[bytes] = ..., benchmark_json: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., attempts: _Optional[int] = ..., created_at_ms: _Optional[int] = ..., updated_at_ms: _Optional[int] = ..., cached: bool = ...) -> None: ...
+    layers_json: bytes
+    def __init__(self, artifact_key: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., recipe: _Optional[_Union[_types_pb2.Recipe, _Mapping]] = ..., hardware_class: _Optional[str] = ..., phase: _Optional[_Union[BuildPhase, str]] = ..., fraction: _Optional[float] = ..., message: _Optional[str] = ..., failure: _Optional[_Union[BuildFailure, _Mapping]] = ..., gate_json: _Optional[bytes] = ..., benchmark_json: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., attempts: _Optional[int] = ..., created_at_ms: _Optional[int] = ..., updated_at_ms: _Optional[int] = ..., cached: bool = ..., layers_json: _Optional[bytes] = ...) -> None: ...
 
 class BuildEvent(_message.Message):
     __slots__ = ("event_id", "build")
@@ -137,3 +145,47 @@ class CancelBuildRequest(_message.Message):
     ARTIFACT_KEY_FIELD_NUMBER: _ClassVar[int]
     artifact_key: str
     def __init__(self, artifact_key: _Optional[str] = ...) -> None: ...
+
+class RebuildRequest(_message.Message):
+    __slots__ = ("artifact_key",)
+    ARTIFACT_KEY_FIELD_NUMBER: _ClassVar[int]
+    artifact_key: str
+    def __init__(self, artifact_key: _Optional[str] = ...) -> None: ...
+
+class ListStaleRequest(_message.Message):
+    __slots__ = ("model", "version")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class StaleTool(_message.Message):
+    __slots__ = ("name", "built_with", "available")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BUILT_WITH_FIELD_NUMBER: _ClassVar[int]
+    AVAILABLE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    built_with: str
+    available: str
+    def __init__(self, name: _Optional[str] = ..., built_with: _Optional[str] = ..., available: _Optional[str] = ...) -> None: ...
+
+class StaleArtifact(_message.Message):
+    __slots__ = ("artifact_key", "model", "version", "recipe", "tools")
+    ARTIFACT_KEY_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    RECIPE_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
+    artifact_key: str
+    model: str
+    version: int
+    recipe: str
+    tools: _containers.RepeatedCompositeFieldContainer[StaleTool]
+    def __init__(self, artifact_key: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., recipe: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[StaleTool, _Mapping]]] = ...) -> None: ...
+
+class ListStaleResponse(_message.Message):
+    __slots__ = ("artifacts",)
+    ARTIFACTS_FIELD_NUMBER: _ClassVar[int]
+    artifacts: _containers.RepeatedCompositeFieldContainer[StaleArtifact]
+    def __init__(self, artifacts: _Optional[_Iterable[_Union[StaleArtifact, _Mapping]]] = ...) -> None: ...

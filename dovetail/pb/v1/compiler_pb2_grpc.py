@@ -49,6 +49,16 @@ class CompilerStub(object):
                 request_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListBuildsRequest.SerializeToString,
                 response_deserializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListBuildsResponse.FromString,
                 _registered_method=True)
+        self.Rebuild = channel.unary_stream(
+                '/dovetail.v1.Compiler/Rebuild',
+                request_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.RebuildRequest.SerializeToString,
+                response_deserializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.BuildEvent.FromString,
+                _registered_method=True)
+        self.ListStale = channel.unary_unary(
+                '/dovetail.v1.Compiler/ListStale',
+                request_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListStaleRequest.SerializeToString,
+                response_deserializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListStaleResponse.FromString,
+                _registered_method=True)
         self.CancelBuild = channel.unary_unary(
                 '/dovetail.v1.Compiler/CancelBuild',
                 request_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.CancelBuildRequest.SerializeToString,
@@ -87,6 +97,22 @@ class CompilerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Rebuild(self, request, context):
+        """Build an artifact again from what its manifest says: same recipe, contract and tools. The last event of a finished
+        build says in `message` whether the bytes are the same. NOT_FOUND: no such artifact.
+        FAILED_PRECONDITION: no live worker has the tools that the manifest names; the text lists them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListStale(self, request, context):
+        """Artifacts whose tools are older than those of a live worker, and what the tools would be now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelBuild(self, request, context):
         """Ask for a build to stop; its process group is killed. NOT_FOUND: no such build. FAILED_PRECONDITION: it has ended.
         """
@@ -111,6 +137,16 @@ def add_CompilerServicer_to_server(servicer, server):
                     servicer.ListBuilds,
                     request_deserializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListBuildsRequest.FromString,
                     response_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListBuildsResponse.SerializeToString,
+            ),
+            'Rebuild': grpc.unary_stream_rpc_method_handler(
+                    servicer.Rebuild,
+                    request_deserializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.RebuildRequest.FromString,
+                    response_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.BuildEvent.SerializeToString,
+            ),
+            'ListStale': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListStale,
+                    request_deserializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListStaleRequest.FromString,
+                    response_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListStaleResponse.SerializeToString,
             ),
             'CancelBuild': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelBuild,
@@ -199,6 +235,60 @@ class Compiler(object):
             '/dovetail.v1.Compiler/ListBuilds',
             dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListBuildsRequest.SerializeToString,
             dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListBuildsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rebuild(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/dovetail.v1.Compiler/Rebuild',
+            dovetail_dot_pb_dot_v1_dot_compiler__pb2.RebuildRequest.SerializeToString,
+            dovetail_dot_pb_dot_v1_dot_compiler__pb2.BuildEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListStale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dovetail.v1.Compiler/ListStale',
+            dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListStaleRequest.SerializeToString,
+            dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListStaleResponse.FromString,
             options,
             channel_credentials,
             insecure,

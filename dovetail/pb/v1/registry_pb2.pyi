@@ -15,11 +15,13 @@ class FileRole(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FILE_ROLE_EXTERNAL_DATA: _ClassVar[FileRole]
     FILE_ROLE_CALIBRATION: _ClassVar[FileRole]
     FILE_ROLE_VALIDATION: _ClassVar[FileRole]
+    FILE_ROLE_WEIGHTS: _ClassVar[FileRole]
 FILE_ROLE_UNSPECIFIED: FileRole
 FILE_ROLE_MODEL: FileRole
 FILE_ROLE_EXTERNAL_DATA: FileRole
 FILE_ROLE_CALIBRATION: FileRole
 FILE_ROLE_VALIDATION: FileRole
+FILE_ROLE_WEIGHTS: FileRole
 
 class PushFile(_message.Message):
     __slots__ = ("role", "name", "size_bytes", "sha256")
@@ -34,24 +36,61 @@ class PushFile(_message.Message):
     def __init__(self, role: _Optional[_Union[FileRole, str]] = ..., name: _Optional[str] = ..., size_bytes: _Optional[int] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class AccuracyPolicy(_message.Message):
-    __slots__ = ("task", "label_array", "max_metric_drop")
+    __slots__ = ("task", "label_array", "max_metric_drop", "output", "tolerances")
+    class TolerancesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     TASK_FIELD_NUMBER: _ClassVar[int]
     LABEL_ARRAY_FIELD_NUMBER: _ClassVar[int]
     MAX_METRIC_DROP_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    TOLERANCES_FIELD_NUMBER: _ClassVar[int]
     task: str
     label_array: str
     max_metric_drop: float
-    def __init__(self, task: _Optional[str] = ..., label_array: _Optional[str] = ..., max_metric_drop: _Optional[float] = ...) -> None: ...
+    output: str
+    tolerances: _containers.ScalarMap[str, float]
+    def __init__(self, task: _Optional[str] = ..., label_array: _Optional[str] = ..., max_metric_drop: _Optional[float] = ..., output: _Optional[str] = ..., tolerances: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class DimRange(_message.Message):
+    __slots__ = ("input", "axis", "min", "usual", "max")
+    INPUT_FIELD_NUMBER: _ClassVar[int]
+    AXIS_FIELD_NUMBER: _ClassVar[int]
+    MIN_FIELD_NUMBER: _ClassVar[int]
+    USUAL_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    input: str
+    axis: int
+    min: int
+    usual: int
+    max: int
+    def __init__(self, input: _Optional[str] = ..., axis: _Optional[int] = ..., min: _Optional[int] = ..., usual: _Optional[int] = ..., max: _Optional[int] = ...) -> None: ...
+
+class OperatorSupport(_message.Message):
+    __slots__ = ("engine", "level", "operators")
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    OPERATORS_FIELD_NUMBER: _ClassVar[int]
+    engine: str
+    level: str
+    operators: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, engine: _Optional[str] = ..., level: _Optional[str] = ..., operators: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PushHeader(_message.Message):
-    __slots__ = ("name", "files", "policy")
+    __slots__ = ("name", "files", "policy", "ranges")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    RANGES_FIELD_NUMBER: _ClassVar[int]
     name: str
     files: _containers.RepeatedCompositeFieldContainer[PushFile]
     policy: AccuracyPolicy
-    def __init__(self, name: _Optional[str] = ..., files: _Optional[_Iterable[_Union[PushFile, _Mapping]]] = ..., policy: _Optional[_Union[AccuracyPolicy, _Mapping]] = ...) -> None: ...
+    ranges: _containers.RepeatedCompositeFieldContainer[DimRange]
+    def __init__(self, name: _Optional[str] = ..., files: _Optional[_Iterable[_Union[PushFile, _Mapping]]] = ..., policy: _Optional[_Union[AccuracyPolicy, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[DimRange, _Mapping]]] = ...) -> None: ...
 
 class PushModelRequest(_message.Message):
     __slots__ = ("header", "data")
@@ -72,7 +111,7 @@ class PushModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., created: bool = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "model_digest", "file_digest", "size_bytes", "opset", "ir_version", "inputs", "outputs", "calibration_samples", "validation_samples", "labelled", "policy", "aliases", "created_at_ms", "parameter_bytes", "operators")
+    __slots__ = ("name", "version", "model_digest", "file_digest", "size_bytes", "opset", "ir_version", "inputs", "outputs", "calibration_samples", "validation_samples", "labelled", "policy", "aliases", "created_at_ms", "parameter_bytes", "operators", "support", "ranges")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -90,6 +129,8 @@ class Model(_message.Message):
     CREATED_AT_MS_FIELD_NUMBER: _ClassVar[int]
     PARAMETER_BYTES_FIELD_NUMBER: _ClassVar[int]
     OPERATORS_FIELD_NUMBER: _ClassVar[int]
+    SUPPORT_FIELD_NUMBER: _ClassVar[int]
+    RANGES_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     model_digest: str
@@ -107,7 +148,9 @@ class Model(_message.Message):
     created_at_ms: int
     parameter_bytes: int
     operators: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., model_digest: _Optional[str] = ..., file_digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., opset: _Optional[int] = ..., ir_version: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., calibration_samples: _Optional[int] = ..., validation_samples: _Optional[int] = ..., labelled: bool = ..., policy: _Optional[_Union[AccuracyPolicy, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ..., created_at_ms: _Optional[int] = ..., parameter_bytes: _Optional[int] = ..., operators: _Optional[_Iterable[str]] = ...) -> None: ...
+    support: _containers.RepeatedCompositeFieldContainer[OperatorSupport]
+    ranges: _containers.RepeatedCompositeFieldContainer[DimRange]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., model_digest: _Optional[str] = ..., file_digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., opset: _Optional[int] = ..., ir_version: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., calibration_samples: _Optional[int] = ..., validation_samples: _Optional[int] = ..., labelled: bool = ..., policy: _Optional[_Union[AccuracyPolicy, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ..., created_at_ms: _Optional[int] = ..., parameter_bytes: _Optional[int] = ..., operators: _Optional[_Iterable[str]] = ..., support: _Optional[_Iterable[_Union[OperatorSupport, _Mapping]]] = ..., ranges: _Optional[_Iterable[_Union[DimRange, _Mapping]]] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("name", "version", "alias")
