@@ -15,20 +15,25 @@ import numpy as np
 
 from compiler_svc.backends.base import sample_feeds, spaced
 from compiler_svc.intake.samples import SampleSet
+from compiler_svc.intake.synthetic import synthetic_feeds
 from compiler_svc.worker.build_spec import BuildSpec
 from dovetail.engines import Session, SessionOptions, create_engine
-from dovetail.engines.goldens import DEFAULT_COUNT, Golden, Goldens, join_outputs
+from dovetail.engines.goldens import DEFAULT_COUNT, Golden, Goldens, compare_goldens, detection_output, joined_outputs
 from dovetail.errors import BuildFailedError, EngineError, PreconditionError
-from dovetail.gate import GateReport, Thresholds, default_thresholds, run_gate
-from dovetail.tensor import NUMPY_DTYPES, Array, TensorSpec, bf16_to_float32
+from dovetail.gate import GateReport, policy_thresholds, run_gate, threshold_changes
+from dovetail.tensor import Array, TensorSpec, bf16_to_float32
 
 MAX_BATCH = 64
 """Largest batch that a manifest allows. Ours: beyond it a CPU gains little and the first waits for the last."""
 
 SYNTHETIC_SAMPLES = 16
-_SYNTHETIC_DIM = 8  # for dimensions that may vary, where no sample says what is usual
 _BATCH_PROBE_ROWS = 4
 _ROW_TOLERANCE = 1e-4  # of the output's range; float summation order gives some 1e-6, shared int8 ranges give 1e-2
+
+_ORIGIN_NOTES = {
+    "calibration": "judged on the calibration samples, which the build has seen: there are no validation samples",
+    "synthetic": "judged on synthetic inputs only: there are no samples; push validation samples to prove more",
+}
 
 Feeds = Mapping[str, Array]
 
@@ -44,7 +49,7 @@ class Evidence:
     Attributes:
         feeds: One input per sample.
         reference: The reference's outputs, in the same order.
-        labels: int64 array (samples,), or None.
+        labels: As the policy's task wants them, one for each sample or pair, or None.
         origin: "validation", "calibration" or "synthetic".
     """
 
@@ -66,11 +71,13 @@ def gather_evidence(
     samples = validation or calibration
     origin = "validation" if validation else "calibration" if calibration else "synthetic"
     if samples is None:
-        feeds, labels = synthetic_feeds(spec.inputs), None
+        feeds, labels = synthetic_feeds(spec.inputs, spec.ranges, count=SYNTHETIC_SAMPLES), None
     else:
-        feeds = list(sample_feeds(samples.arrays, spec.inputs, limit=spec.max_gate_samples))
-        chosen = spaced(samples.count, spec.max_gate_samples)
-        labels = None if validation is None or validation.labels is None else validation.labels[chosen]
+        chosen = gate_samples(samples.count, spec.max_gate_samples, spec.policy.task)
+        whole = len(chosen) == samples.count  # then views will do
+        arrays = samples.arrays if whole else {name: array[chosen] for name, array in samples.arrays.items()}
+        feeds = list(sample_feeds(arrays, spec.inputs))
+        labels = None if validation is None else _labels_of(validation, chosen)
     session = load_source(model, threads=1)
     try:
         reference = [session.run(feed) for feed in feeds]
@@ -87,6 +94,20 @@ def gather_evidence(
     return Evidence(feeds, reference, labels, origin)
 
 
+def gate_samples(count: int, limit: int, task: str) -> list[int]:
+    """Indexes of the samples that the gate uses: evenly spaced; for embeddings in whole pairs, as their labels are."""
+    if task != "embedding" or count % 2:
+        return spaced(count, limit)
+    return [index for pair in spaced(count // 2, max(1, limit // 2)) for index in (2 * pair, 2 * pair + 1)]
+
+
+def _labels_of(samples: SampleSet, chosen: Sequence[int]) -> Array | None:
+    """Labels of the chosen samples; there may be one for each pair of samples (`dovetail.gate.embedding`)."""
+    if samples.labels is None or len(samples.labels) == samples.count:
+        return None if samples.labels is None else samples.labels[list(chosen)]
+    return samples.labels[[index // 2 for index in chosen[::2]]]
+
+
 def load_source(model: Path, *, threads: int) -> Session:
     """The source model as it is: the reference, and the baseline of the benchmark."""
     options = SessionOptions(threads=threads, precision="fp32", optimize=False)
@@ -94,18 +115,24 @@ def load_source(model: Path, *, threads: int) -> Session:
 
 
 def judge(spec: BuildSpec, evidence: Evidence, actual: Sequence[Mapping[str, Array]]) -> GateReport:
-    """Run the gate over all samples."""
-    task = spec.policy.task or ("classification" if evidence.labels is not None else "generic")
-    return run_gate(
-        join_outputs(evidence.reference, spec.outputs),
-        join_outputs(actual, spec.outputs),
+    """Run the gate on what the artifact gave for the evidence's inputs, as the model's policy says.
+
+    Without a task in the policy, a model with labels is a classifier. The report's notes say what was not judged, and
+    that the inputs were not validation samples, if so.
+    """
+    policy = replace(spec.policy, task=spec.policy.task or ("classification" if evidence.labels is not None else ""))
+    reference, candidate = joined_outputs(evidence.reference, actual, spec.outputs, policy)
+    report = run_gate(
+        reference,
+        candidate,
         precision=spec.recipe.precision,
-        labels=evidence.labels if task == "classification" else None,
-        classification=task == "classification",
-        thresholds=_thresholds(spec),
+        policy=policy,
+        labels=evidence.labels,
         datatypes={item.name: item.datatype for item in spec.outputs},
         samples=len(evidence.feeds),
     )
+    note = _ORIGIN_NOTES.get(evidence.origin)
+    return replace(report, notes=(note, *report.notes)) if note else report
 
 
 def choose_goldens(spec: BuildSpec, evidence: Evidence, actual: Sequence[Mapping[str, Array]]) -> Goldens | None:
@@ -160,29 +187,6 @@ def max_batch_size(session: Session, evidence: Evidence, inputs: Sequence[Tensor
     return MAX_BATCH
 
 
-def synthetic_feeds(inputs: Sequence[TensorSpec]) -> list[Feeds]:
-    """Seeded inputs that fit the signature: normal floats, zeros and ones for integers, "a" for texts."""
-    random = np.random.default_rng(20240229)
-    return [{spec.name: _synthetic(spec, random) for spec in inputs} for _ in range(SYNTHETIC_SAMPLES)]
-
-
-def _synthetic(spec: TensorSpec, random: np.random.Generator) -> Array:
-    shape = [(1 if axis == 0 else _SYNTHETIC_DIM) if dim == -1 else dim for axis, dim in enumerate(spec.shape)]
-    if spec.datatype == "BYTES":
-        return np.full(shape, b"a", dtype=object)
-    if spec.datatype == "BF16":
-        return np.asarray(0x3F80 + random.integers(0, 64, shape), dtype=np.uint16)
-    dtype = NUMPY_DTYPES[spec.datatype]
-    values = random.standard_normal(shape) if dtype.kind == "f" else random.integers(0, 2, shape)
-    return np.asarray(values, dtype=dtype)
-
-
-def _thresholds(spec: BuildSpec) -> Thresholds:
-    limits = default_thresholds(spec.recipe.precision)
-    drop = spec.policy.max_metric_drop
-    return limits if drop is None else replace(limits, max_metric_drop=drop)
-
-
 def _refuse_not_finite(runs: Sequence[Mapping[str, Array]], outputs: Sequence[TensorSpec], origin: str) -> None:
     for spec in outputs:
         bad = sum(1 for run in runs if not np.isfinite(_floats(run[spec.name], spec)).all())
@@ -200,14 +204,8 @@ def _floats(array: Array, spec: TensorSpec) -> Array:
 
 
 def _within(spec: BuildSpec, evidence: Evidence, actual: Sequence[Mapping[str, Array]], chosen: Sequence[int]) -> bool:
-    report = run_gate(
-        join_outputs([evidence.reference[index] for index in chosen], spec.outputs),
-        join_outputs([actual[index] for index in chosen], spec.outputs),
-        precision=spec.recipe.precision,
-        datatypes={item.name: item.datatype for item in spec.outputs},
-        samples=len(chosen),
-    )
-    return report.passed
+    runs = [actual[index] for index in chosen]
+    return compare_goldens(_goldens(spec, evidence, chosen), runs).passed
 
 
 def _error(spec: BuildSpec, evidence: Evidence, actual: Sequence[Mapping[str, Array]], index: int) -> float:
@@ -224,7 +222,15 @@ def _error(spec: BuildSpec, evidence: Evidence, actual: Sequence[Mapping[str, Ar
 
 def _goldens(spec: BuildSpec, evidence: Evidence, chosen: Sequence[int]) -> Goldens:
     runs = tuple(Golden(evidence.feeds[index], evidence.reference[index]) for index in chosen)
-    return Goldens(spec.recipe.precision, spec.inputs, spec.outputs, runs)
+    precision = spec.recipe.precision
+    return Goldens(
+        precision,
+        spec.inputs,
+        spec.outputs,
+        runs,
+        tolerances=threshold_changes(precision, policy_thresholds(precision, spec.policy)),
+        detections=detection_output(spec.policy, spec.outputs),
+    )
 
 
 def _disturbed(batch: Array) -> Array:

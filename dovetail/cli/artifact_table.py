@@ -3,7 +3,7 @@
 
 One table serves `artifacts`, the end of `compile` and the demo. It fits its columns to the width that there is: at 80
 columns the essential ones, at 120 and 160 all. A reason gets the whole width below its row, because a narrow column
-would break it into a tower of words.
+would break it into a tower of words. What a gate without validation samples has not proven stands there, too.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dovetail.benchmark import BenchmarkRecord
+from dovetail.cli.gate_view import drop_cell, metric_cell, remark, verdict_cell
 from dovetail.cli.output import percent_text, rate_text, short_key, size_text, time_text, verdict_text
 from dovetail.client import Artifact, AssessedArtifact, Build, BuildPhase, Offer
 from dovetail.gate import GateReport
@@ -71,7 +72,7 @@ def rows_of(
     """
     rows: dict[str, ArtifactRow] = {}
     for build in builds:
-        rows[build.artifact_key] = _row_of_build(build)
+        rows[build.artifact_key or f"{build.recipe.name}@{build.hardware_class}"] = _row_of_build(build)
     for artifact in artifacts:
         rows[artifact.manifest.artifact_key] = _row_of_artifact(artifact)
     for item in offer.assessments if offer else ():
@@ -91,7 +92,8 @@ def _order(row: ArtifactRow) -> tuple[bool, float, float, str]:
 
 def _row_of_build(build: Build) -> ArtifactRow:
     failed = build.phase in (BuildPhase.FAILED, BuildPhase.CANCELLED)
-    reason = "" if build.phase is BuildPhase.READY else f"{build.phase}: {build.message}".rstrip(": ")
+    ready = build.phase is BuildPhase.READY
+    reason = remark(build.gate, {}) if ready else f"{build.phase}: {build.message}".rstrip(": ")
     if build.failure is not None:
         reason = f"{build.failure.code}: {build.failure.message}"
     return ArtifactRow(
@@ -115,6 +117,7 @@ def _row_of_artifact(artifact: Artifact) -> ArtifactRow:
         accuracy=manifest.gate.metric_candidate,
         gate=manifest.gate,
         benchmark=manifest.benchmarks[0] if manifest.benchmarks else None,
+        reason=remark(manifest.gate, manifest.labels),
     )
 
 
@@ -131,7 +134,7 @@ def _row_of_assessment(item: AssessedArtifact, known: ArtifactRow | None) -> Art
         verdict=item.verdict,
         rank=item.rank,
         rejected=item.rank == 0,
-        reason="\n".join(str(reason) for reason in item.reasons),
+        reason="\n".join(str(reason) for reason in item.reasons) or remark(gate, {}),
     )
 
 
@@ -210,12 +213,6 @@ def _rank(row: ArtifactRow) -> Text:
     return Text(str(row.rank) if row.rank else "-")
 
 
-def _gate_verdict(row: ArtifactRow) -> Text:
-    if row.gate is None:
-        return Text("-")
-    return Text("pass", style="green") if row.gate.passed else Text("MISS", style="red")
-
-
 def _worst_snr(row: ArtifactRow) -> Text:
     outputs = row.gate.outputs if row.gate else ()
     return Text(f"{min(output.snr_db for output in outputs):.1f}" if outputs else "-")
@@ -244,7 +241,7 @@ def _verdict(row: ArtifactRow) -> Text:
     return verdict_text(row.verdict)
 
 
-_SHOWN_IF_FILLED = frozenset({"#", "verdict", "accuracy", "top-1 same"})
+_SHOWN_IF_FILLED = frozenset({"#", "verdict", "accuracy", "drop pt", "top-1 same"})
 """Columns left out where no row has anything in them."""
 
 _COLUMNS = (
@@ -254,11 +251,12 @@ _COLUMNS = (
     _Column("engine", lambda row: Text(row.recipe.engine), priority=5, right=False),
     _Column("prec.", lambda row: Text(row.recipe.precision), right=False),
     _Column("size", lambda row: Text(size_text(row.size_bytes) if row.size_bytes else "-"), priority=2),
-    _Column("accuracy", lambda row: Text(percent_text(row.accuracy))),
-    _Column("gate", _gate_verdict, priority=8, right=False),
+    _Column("accuracy", lambda row: metric_cell(row.accuracy, row.gate)),
+    _Column("drop pt", lambda row: drop_cell(row.gate), priority=7),
+    _Column("gate", lambda row: verdict_cell(row.gate), priority=8, right=False),
     _Column("SNR dB", _worst_snr, priority=6),
     _Column("cosine", _worst_cosine, priority=9),
-    _Column("top-1 same", _agreement, priority=7),
+    _Column("top-1 same", _agreement, priority=9),
     _Column("p50 ms", _figure(lambda record: time_text(record.p50_ms))),
     _Column("p99 ms", _figure(lambda record: time_text(record.p99_ms)), priority=3),
     _Column("rows/s", _figure(lambda record: rate_text(record.throughput)), priority=4),

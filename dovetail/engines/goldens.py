@@ -4,8 +4,8 @@
 What lives here: the file's form, writing, reading and replaying. The judging is `dovetail.gate`. It is apart from the
 build because a device does it too, with nothing installed but an engine.
 
-The file is an .npz without pickled objects: `meta` (a JSON document as bytes: schema, precision, signature) and one
-array for each tensor of each run, `i<run>.<input>` and `o<run>.<output>`. BYTES tensors are stored in their raw
+The file is an .npz without pickled objects: `meta` (a JSON document as bytes: schema, precision, tolerances, signature)
+and one array for each tensor of each run, `i<run>.<input>` and `o<run>.<output>`. BYTES tensors are stored in their raw
 protocol form, BF16 as bit patterns. Equal goldens give equal bytes.
 """
 
@@ -13,22 +13,28 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dovetail.accuracy import AccuracyPolicy
 from dovetail.digest import canonical_json
 from dovetail.engines.base import Session
 from dovetail.errors import InvalidInputError
-from dovetail.gate import GateReport, run_gate
+from dovetail.gate import GateReport, padded_detections, run_gate
 from dovetail.tensor import NUMPY_DTYPES, Array, TensorSpec, from_raw, to_raw
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, SCHEMA)
+"""Schema 1 had no tolerances and no detections; such goldens are judged by the precision's default thresholds."""
+
 DEFAULT_COUNT = 8
 MAX_COUNT = 16
+_BROKEN_ZIP = (zlib.error, zipfile.BadZipFile)
 MAX_BYTES = 256 << 20
 """Refuse goldens that unpack to more; 16 runs of a 4-megapixel image model in fp32 are about 200 MiB."""
 
@@ -50,12 +56,18 @@ class Goldens:
         inputs: Signature of the model.
         outputs: Signature of the model.
         runs: 1 to 16 runs.
+        tolerances: Threshold of the gate -> value in place of the precision's default, so that every device judges as
+            the builder did.
+        detections: Output that holds detections (`dovetail.gate.detection`), judged by what is found again and not by
+            distance; "" if there is none.
     """
 
     precision: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     runs: tuple[Golden, ...]
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+    detections: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.runs) <= MAX_COUNT:
@@ -72,11 +84,35 @@ def join_outputs(runs: Sequence[Mapping[str, Array]], outputs: Sequence[TensorSp
     return {name: _joined(name, parts) for name, parts in collected.items() if parts}
 
 
+def joined_outputs(
+    reference: Sequence[Mapping[str, Array]],
+    actual: Sequence[Mapping[str, Array]],
+    outputs: Sequence[TensorSpec],
+    policy: AccuracyPolicy,
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """`join_outputs` of both sides; detections are padded, because their number differs from run to run.
+
+    Raises:
+        InvalidInputError: As `join_outputs`.
+    """
+    rows = detection_output(policy, outputs)
+    found = [run[rows] for run in (*reference, *actual) if rows in run]
+    longest = max((array.shape[-2] if array.ndim > 1 else 0 for array in found), default=0)
+    return _joined_side(reference, outputs, rows, longest), _joined_side(actual, outputs, rows, longest)
+
+
+def detection_output(policy: AccuracyPolicy, outputs: Sequence[TensorSpec]) -> str:
+    """Name of the output that the policy judges as detections; "" if it does not."""
+    return (policy.output or outputs[0].name) if policy.task == "detection" else ""
+
+
 def write_goldens(path: Path, goldens: Goldens) -> None:
     """Write a goldens file. Blocks for the size of the tensors."""
     meta = {
         "schema": SCHEMA,
         "precision": goldens.precision,
+        "tolerances": dict(goldens.tolerances),
+        "detections": goldens.detections,
         "inputs": [spec.to_json() for spec in goldens.inputs],
         "outputs": [spec.to_json() for spec in goldens.outputs],
         "shapes": [
@@ -110,10 +146,19 @@ def read_goldens(path: Path) -> Goldens:
             raise InvalidInputError(f"goldens unpack to {unpacked} bytes; at most {MAX_BYTES} are read")
         with np.load(path, allow_pickle=False) as stored:
             meta = json.loads(stored["meta"].tobytes())
-            if meta["schema"] != SCHEMA:
-                raise InvalidInputError(f"goldens have schema {meta['schema']!r}, this version reads {SCHEMA}")
+            if meta["schema"] not in READABLE:
+                raise InvalidInputError(f"goldens have schema {meta['schema']!r}, this version reads {READABLE}")
             return _goldens(meta, stored)
-    except (OSError, KeyError, TypeError, ValueError, IndexError, zipfile.BadZipFile) as exc:
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as exc:
         raise InvalidInputError(f"goldens file is not readable: {type(exc).__name__}") from exc
 
 
@@ -125,7 +170,8 @@ def replay(session: Session, path: Path, precision: str = "") -> GateReport:
     Args:
         session: The loaded artifact.
         path: Goldens file whose digest was already checked.
-        precision: Selects the thresholds; "" takes the one that the file records.
+        precision: Selects the thresholds; "" takes the one that the file records. The file's tolerances belong to its
+            own precision and apply to no other.
 
     Raises:
         InvalidInputError: The file is not readable.
@@ -136,15 +182,40 @@ def replay(session: Session, path: Path, precision: str = "") -> GateReport:
 
 def replay_goldens(session: Session, goldens: Goldens, precision: str = "") -> GateReport:
     """`replay` of goldens that were already read."""
-    reference = join_outputs([run.outputs for run in goldens.runs], goldens.outputs)
-    actual = join_outputs([session.run(run.inputs) for run in goldens.runs], goldens.outputs)
+    return compare_goldens(goldens, [session.run(run.inputs) for run in goldens.runs], precision)
+
+
+def compare_goldens(goldens: Goldens, actual: Sequence[Mapping[str, Array]], precision: str = "") -> GateReport:
+    """Judge outputs of the goldens' inputs as `replay` does; nothing is run.
+
+    Raises:
+        InvalidInputError: A tolerance is not known, or outputs change their shape from run to run.
+    """
+    policy = AccuracyPolicy(
+        task="detection" if goldens.detections else "generic",
+        output=goldens.detections,
+        tolerances=goldens.tolerances if precision in ("", goldens.precision) else {},
+    )
+    expected, got = joined_outputs([run.outputs for run in goldens.runs], actual, goldens.outputs, policy)
     return run_gate(
-        reference,
-        actual,
+        expected,
+        got,
         precision=precision or goldens.precision,
+        policy=policy,
         datatypes={spec.name: spec.datatype for spec in goldens.outputs},
         samples=len(goldens.runs),
     )
+
+
+def _joined_side(
+    runs: Sequence[Mapping[str, Array]], outputs: Sequence[TensorSpec], rows: str, longest: int
+) -> dict[str, Array]:
+    """Outputs in the signature's order; the one named `rows` padded to the longest."""
+    joined = join_outputs(runs, [spec for spec in outputs if spec.name != rows])
+    found = [run[rows] for run in runs if rows in run]
+    if found:
+        joined[rows] = padded_detections(found, longest)
+    return {spec.name: joined[spec.name] for spec in outputs if spec.name in joined}
 
 
 def _joined(name: str, parts: Sequence[Array]) -> Array:
@@ -173,7 +244,9 @@ def _goldens(meta: Mapping[str, Any], stored: Mapping[str, Array]) -> Goldens:
         )
         for index, shapes in enumerate(meta["shapes"][: MAX_COUNT + 1])
     )
-    return Goldens(str(meta["precision"]), inputs, outputs, runs)
+    tolerances = {str(name): float(value) for name, value in meta.get("tolerances", {}).items()}
+    detections = str(meta.get("detections", ""))
+    return Goldens(str(meta["precision"]), inputs, outputs, runs, tolerances, detections)
 
 
 def _read_tensors(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console, RenderableType
@@ -16,6 +17,7 @@ from dovetail.cli.fingerprint_view import fingerprint_panel
 from dovetail.cli.offer_view import group_offer, offer_panel, reason_text
 from dovetail.cli.output import age_text, rate_text, shape_text, size_text, time_text
 from dovetail.client import (
+    Artifact,
     AssessedArtifact,
     Build,
     BuildEvent,
@@ -30,6 +32,7 @@ from dovetail.gate import GateReport, OutputComparison
 from dovetail.mesh.capabilities import BuildCapability
 from dovetail.recipe import Recipe
 from dovetail.rules import Reason, Verdict
+from tests.fakes.tiny_artifacts import manifest_of
 
 ORT = Recipe("ort-fp32", "onnxruntime", "cpu", "fp32")
 STATIC = Recipe("ort-int8-static-u8s8-rr", "onnxruntime", "cpu", "int8")
@@ -227,3 +230,32 @@ def test_doctor_tells_what_is_missing_and_the_command_that_brings_it() -> None:
 )
 def test_numbers_read_as_people_write_them(shown_as: str, expected: str) -> None:
     assert shown_as == expected
+
+
+def test_the_drop_stands_with_the_bound_that_the_samples_allow() -> None:
+    gate = GateReport(
+        True, "int8", 256, metric="accuracy", metric_reference=0.99, metric_candidate=0.986,
+        metric_drop=0.004, metric_drop_low=-0.01, metric_drop_high=0.0193,
+    )  # fmt: skip
+    few = GateReport(True, "int8", 9, metric="R2", metric_reference=0.9, metric_candidate=0.9, metric_drop=0.0)
+
+    text = shown(
+        artifact_table([ArtifactRow(STATIC, accuracy=0.986, gate=gate), ArtifactRow(ORT, accuracy=0.9, gate=few)])
+    )
+
+    for word in ("drop pt", "98.60%", "0.4 ≤1.9", "R2 90.00%", "0.0 ≤?"):
+        assert word in text
+
+
+def test_an_artifact_that_was_judged_without_validation_samples_says_so_under_its_row() -> None:
+    note = "judged on synthetic inputs only: there are no samples; push validation samples to prove more"
+    manifest = manifest_of({"model.onnx": b"m", "goldens.npz": b"g"})
+    old = replace(manifest, gate=GateReport(True, "fp32", 16), labels={"gate_inputs": "synthetic, 16 samples"})
+    new = replace(manifest, gate=GateReport(True, "fp32", 16, notes=(note,)), labels={})
+    built = Build("a" * 64, "digits", 1, ORT, phase=BuildPhase.READY, gate=GateReport(True, "fp32", 16, notes=(note,)))
+    proven = replace(manifest, labels={"gate_inputs": "validation, 256 samples"})
+
+    assert [row.reason for row in rows_of(artifacts=[Artifact(old, "")])] == ["judged on synthetic, 16 samples only"]
+    assert [row.reason for row in rows_of(artifacts=[Artifact(new, "")])] == [note]
+    assert [row.reason for row in rows_of(builds=[built])] == [note]
+    assert [row.reason for row in rows_of(artifacts=[Artifact(proven, "")])] == [""]

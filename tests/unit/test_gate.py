@@ -6,9 +6,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dovetail.accuracy import AccuracyPolicy
 from dovetail.errors import InvalidInputError
 from dovetail.gate import CAP_DB, DEFAULT_THRESHOLDS, GateReport, Thresholds, accuracy, compare_output, run_gate
 from dovetail.tensor import Array, float32_to_bf16
+
+CLASSES = AccuracyPolicy("classification")
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def noisy(scores: Array, size: float) -> Array:
 
 def test_identical_outputs_pass_at_every_precision(scores: Array) -> None:
     for precision in DEFAULT_THRESHOLDS:
-        report = run_gate({"y": scores}, {"y": scores.copy()}, precision=precision, classification=True)
+        report = run_gate({"y": scores}, {"y": scores.copy()}, precision=precision, policy=CLASSES)
 
         assert report.passed, report.failures
         assert report.outputs[0].snr_db == CAP_DB
@@ -86,7 +89,7 @@ def test_orthogonal_and_zero_outputs_have_no_similarity() -> None:
     ],
 )
 def test_structural_mismatch_is_a_failure_and_not_an_exception(candidate: dict[str, Array], text: str) -> None:
-    report = run_gate({"y": np.ones((4, 2), np.float32)}, candidate, precision="fp32", classification=True)
+    report = run_gate({"y": np.ones((4, 2), np.float32)}, candidate, precision="fp32", policy=CLASSES)
 
     assert not report.passed
     assert any(text in line for line in report.failures), report.failures
@@ -105,7 +108,7 @@ def test_reference_with_nan_proves_nothing() -> None:
 def test_no_samples_is_a_failure() -> None:
     empty = np.zeros((0, 10), np.float32)
 
-    report = run_gate({"y": empty}, {"y": empty}, precision="fp32", classification=True, labels=np.zeros(0, np.int64))
+    report = run_gate({"y": empty}, {"y": empty}, precision="fp32", policy=CLASSES, labels=np.zeros(0, np.int64))
 
     assert not report.passed
     assert report.samples == 0
@@ -117,7 +120,7 @@ def test_flipped_decisions_fail_although_the_distances_are_small() -> None:
     candidate = reference.copy()
     candidate[:5, 0] += 0.001
 
-    report = run_gate({"y": reference}, {"y": candidate}, precision="int8", classification=True)
+    report = run_gate({"y": reference}, {"y": candidate}, precision="int8", policy=CLASSES)
 
     assert report.top1_agreement == pytest.approx(0.95)
     assert report.failures == ("top-1 agreement is 95.00%, allowed is 99.00%",)
@@ -130,10 +133,8 @@ def test_lost_accuracy_fails_and_gained_accuracy_does_not() -> None:
     wrong[:3] = np.roll(wrong[:3], 1, axis=1)
     loose = Thresholds(0.0, -200, 1.0, 1.0, 0.0, 0.01)
 
-    worse = run_gate({"y": right}, {"y": wrong}, precision="int8", labels=labels, classification=True, thresholds=loose)
-    better = run_gate(
-        {"y": wrong}, {"y": right}, precision="int8", labels=labels, classification=True, thresholds=loose
-    )
+    worse = run_gate({"y": right}, {"y": wrong}, precision="int8", labels=labels, policy=CLASSES, thresholds=loose)
+    better = run_gate({"y": wrong}, {"y": right}, precision="int8", labels=labels, policy=CLASSES, thresholds=loose)
 
     assert worse.failures == ("accuracy fell from 100.00% to 97.00%, allowed is a drop of 1.00%",)
     assert (worse.metric, worse.metric_reference, worse.metric_candidate) == ("accuracy", 1.0, 0.97)
@@ -172,7 +173,7 @@ def test_integer_first_output_counts_as_class_ids_for_accuracy() -> None:
     ids = np.array([1, 2, 3, 4])
 
     assert accuracy(ids, np.array([1, 2, 3, 0])) == 0.75
-    report = run_gate({"id": ids}, {"id": ids}, precision="int8", labels=ids, classification=True)
+    report = run_gate({"id": ids}, {"id": ids}, precision="int8", labels=ids, policy=CLASSES)
     assert report.metric_candidate == 1.0
 
 
@@ -189,7 +190,7 @@ def test_unknown_precision_is_refused_by_name(scores: Array) -> None:
 def test_report_survives_its_json_form(scores: Array) -> None:
     labels = np.argmax(scores, axis=1)
 
-    report = run_gate({"y": scores}, {"y": noisy(scores, 1)}, precision="int8", labels=labels, classification=True)
+    report = run_gate({"y": scores}, {"y": noisy(scores, 1)}, precision="int8", labels=labels, policy=CLASSES)
 
     assert GateReport.from_json(report.to_json()) == report
     with pytest.raises(InvalidInputError):
