@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from compiler_svc.expectation import refuse_other_signature
 from compiler_svc.index import Index
-from compiler_svc.intake.limits import ModelLimits
+from compiler_svc.intake.limits import WEIGHTS_FILE, FleetTarget, ModelLimits
 from compiler_svc.scratch import scratch_directory
 from compiler_svc.upload import Upload, UploadLimits, receive_upload
 from compiler_svc.worker.build_spec import IntakeOutcome, IntakeSpec
@@ -24,11 +25,12 @@ from dovetail.accuracy import DEFAULT_LABEL_ARRAY
 from dovetail.clock import Clock
 from dovetail.digest import check_name
 from dovetail.errors import InvalidInputError
+from dovetail.gate import check_policy
 from dovetail.pb.v1 import registry_pb2 as pb
 from dovetail.pb.v1.storage_pb2 import ModelRecord, StoredFile
 from dovetail.store.base import ChunkStore
 from dovetail.store.files import store_file
-from dovetail.wire import chunk_message, tensor_spec_message
+from dovetail.wire import chunk_message, range_message, read_policy, tensor_spec_message
 
 _log = logging.getLogger(__name__)
 
@@ -44,12 +46,14 @@ class RegistryOptions:
         scratch: Directory for uploads; the model must fit twice.
         upload: Limits of the upload.
         model: Limits of intake.
+        target: Newest stamps that the fleet loads.
         concurrent_intakes: Child processes at once; more pushes wait after their upload.
     """
 
     scratch: Path
     upload: UploadLimits = field(default_factory=UploadLimits)
     model: ModelLimits = field(default_factory=ModelLimits)
+    target: FleetTarget = field(default_factory=FleetTarget)
     concurrent_intakes: int = 2
 
 
@@ -128,17 +132,25 @@ class ModelRegistry:
             validation_file=validation.path.name if validation else "",
             label_array=upload.policy.label_array,
             task=upload.policy.task,
+            output=upload.policy.output,
             limits=self._options.model,
+            ranges=upload.ranges,
+            target=self._options.target,
         )
         async with self._intakes:
             outcome = await self._run_intake(directory, spec)
         if isinstance(outcome, ChildFailure):
             _log.info("model.refused name=%s code=%s kind=%s", upload.model, outcome.code, outcome.kind.value)
             raise outcome.to_error()
+        check_policy(read_policy(upload.policy), outcome.outputs)
+        refuse_other_signature("input", upload.expected_inputs, outcome.inputs)
+        refuse_other_signature("output", upload.expected_outputs, outcome.outputs)
         return outcome
 
     async def _record(self, upload: Upload, outcome: IntakeOutcome) -> ModelRecord:
         files = [await self._stored(pb.FILE_ROLE_MODEL, "model.onnx", outcome.model)]
+        if outcome.weights is not None:
+            files.append(await self._stored(pb.FILE_ROLE_WEIGHTS, WEIGHTS_FILE, outcome.weights))
         for role, name in ((pb.FILE_ROLE_CALIBRATION, "calibration.npz"), (pb.FILE_ROLE_VALIDATION, "validation.npz")):
             received = upload.one(role)
             if received is not None:
@@ -172,6 +184,9 @@ class ModelRegistry:
             created_at_ms=self._clock.wall_ms(),
             parameter_bytes=outcome.parameter_bytes,
             operators=outcome.operators,
+            support=[item.to_message() for item in outcome.support],
+            ranges=[range_message(item) for item in outcome.ranges],
+            notes=outcome.notes,
         )
 
 

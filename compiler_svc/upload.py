@@ -17,11 +17,14 @@ from typing import BinaryIO
 from compiler_svc.scratch import SETTING, disk_call
 from dovetail.digest import check_digest, check_name
 from dovetail.errors import InvalidInputError, OverLimitError
+from dovetail.gate import check_tolerances
 from dovetail.pb.v1 import registry_pb2 as pb
+from dovetail.ranges import DimRange
 from dovetail.store.durable import disk_errors
+from dovetail.tensor import TensorSpec
+from dovetail.wire import read_policy, read_range, read_tensor_spec
 
 _ACTION = "keep the upload"
-_TASKS = ("", "classification", "generic")
 _WORDS = {
     pb.FILE_ROLE_MODEL: "model",
     pb.FILE_ROLE_EXTERNAL_DATA: "external data",
@@ -38,13 +41,15 @@ class UploadLimits:
         total_bytes: All files together.
         files: Number of files.
         message_bytes: One data message.
-        name_chars: Length of a file's or label array's name.
+        name_chars: Length of a file's, input's or label array's name.
+        ranges: Number of declared ranges.
     """
 
     total_bytes: int = 6 << 30
     files: int = 1024
     message_bytes: int = 1 << 20
     name_chars: int = 512
+    ranges: int = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +79,17 @@ class Upload:
         model: Name to register it under.
         policy: As sent.
         files: In the header's order.
+        ranges: Declared sizes of free dimensions; whether they fit the model is intake's business.
+        expected_inputs: Signature that the client takes for granted; empty: any.
+        expected_outputs: The same.
     """
 
     model: str
     policy: pb.AccuracyPolicy
     files: tuple[ReceivedFile, ...]
+    ranges: tuple[DimRange, ...] = ()
+    expected_inputs: tuple[TensorSpec, ...] = ()
+    expected_outputs: tuple[TensorSpec, ...] = ()
 
     def one(self, role: pb.FileRole) -> ReceivedFile | None:
         """The file of a role of which there is at most one."""
@@ -107,15 +118,22 @@ async def receive_upload(parts: AsyncIterator[pb.PushModelRequest], directory: P
     for index, announced in enumerate(header.files):
         files.append(await _receive_file(source, announced, directory / f"upload-{index:04d}"))
     await source.expect_end()
-    return Upload(header.name, header.policy, tuple(files))
+    return Upload(
+        header.name,
+        header.policy,
+        tuple(files),
+        ranges=tuple(read_range(item) for item in header.ranges),
+        expected_inputs=tuple(read_tensor_spec(item) for item in header.expected_inputs),
+        expected_outputs=tuple(read_tensor_spec(item) for item in header.expected_outputs),
+    )
 
 
 def check_header(header: pb.PushHeader, limits: UploadLimits) -> None:
     """Refuse what can be refused before any byte of a file arrives.
 
     Raises:
-        InvalidInputError: Bad name, role, digest or policy, or a missing or repeated file.
-        OverLimitError: Too many files or bytes.
+        InvalidInputError: Bad name, role, digest, policy or range, or a missing or repeated file.
+        OverLimitError: Too many files, bytes or ranges.
     """
     check_name(header.name, "model name")
     if len(header.files) > limits.files:
@@ -127,6 +145,7 @@ def check_header(header: pb.PushHeader, limits: UploadLimits) -> None:
         _check_file(file, limits)
     _check_counts(header.files)
     _check_policy(header.policy, limits)
+    _check_ranges(header, limits)
 
 
 def _check_file(file: pb.PushFile, limits: UploadLimits) -> None:
@@ -161,14 +180,20 @@ def _check_counts(files: Sequence[pb.PushFile]) -> None:
 
 
 def _check_policy(policy: pb.AccuracyPolicy, limits: UploadLimits) -> None:
-    if policy.task not in _TASKS:
-        raise InvalidInputError(f"accuracy policy: task {policy.task[:80]!r} is not 'classification' or 'generic'")
+    check_tolerances(read_policy(policy))
     if len(policy.label_array) > limits.name_chars:
         raise InvalidInputError("accuracy policy: the name of the label array is too long")
-    if policy.HasField("max_metric_drop") and not 0.0 <= policy.max_metric_drop <= 1.0:
-        raise InvalidInputError(
-            f"accuracy policy: max_metric_drop is {policy.max_metric_drop}; use a fraction such as 0.01"
+
+
+def _check_ranges(header: pb.PushHeader, limits: UploadLimits) -> None:
+    if len(header.ranges) > limits.ranges:
+        raise OverLimitError(
+            f"push of {header.name}: {len(header.ranges)} declared ranges, at most {limits.ranges} are accepted"
         )
+    for item in header.ranges:
+        if len(item.input) > limits.name_chars:
+            raise InvalidInputError("a declared range: the name of the input is too long")
+        read_range(item)
 
 
 class _Data:

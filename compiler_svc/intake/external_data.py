@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO
 
@@ -47,21 +48,33 @@ def pack_external_data(model: Any, files: Mapping[str, Path], limits: ModelLimit
     for tensor in graph.tensors(model):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        reference = {entry.key: entry.value for entry in tensor.external_data}
-        location = _checked_location(tensor.name, reference.get("location", ""), files)
         size = stored_bytes(tensor)
         total += size
         if total > limits.external_bytes:
             raise OverLimitError(
                 f"external data is larger than {limits.external_bytes} bytes, the limit of this service"
             )
-        with _open_pushed(files[location], location) as file:
-            raw = _read_range(file, tensor.name, location, reference, size)
+        with open_range(tensor, files) as file:
+            raw = file.read(size)
         tensor.ClearField("external_data")
-        tensor.data_location = onnx.TensorProto.DEFAULT
+        tensor.ClearField("data_location")
         tensor.raw_data = raw
         packed += 1
     return packed
+
+
+@contextmanager
+def open_range(tensor: Any, files: Mapping[str, Path]) -> Iterator[BinaryIO]:
+    """The pushed file that holds a tensor's data, positioned at its first byte; `stored_bytes(tensor)` of it are there.
+
+    Raises:
+        InvalidInputError: As `pack_external_data` says.
+    """
+    reference = {entry.key: entry.value for entry in tensor.external_data}
+    location = _checked_location(tensor.name, reference.get("location", ""), files)
+    with _open_pushed(files[location], location) as file:
+        _seek_range(file, tensor.name, location, reference, stored_bytes(tensor))
+        yield file
 
 
 def unused_files(model: Any, files: Mapping[str, Path]) -> tuple[str, ...]:
@@ -121,7 +134,7 @@ def _open_pushed(path: Path, location: str) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def _read_range(file: BinaryIO, tensor: str, location: str, reference: Mapping[str, str], size: int) -> bytes:
+def _seek_range(file: BinaryIO, tensor: str, location: str, reference: Mapping[str, str], size: int) -> None:
     available = os.fstat(file.fileno()).st_size
     try:
         offset = int(reference.get("offset", "0"))
@@ -140,7 +153,6 @@ def _read_range(file: BinaryIO, tensor: str, location: str, reference: Mapping[s
             f" which has {available} bytes; the file is truncated or belongs to another model"
         )
     file.seek(offset)
-    return file.read(length)
 
 
 def stored_bytes(tensor: Any) -> int:

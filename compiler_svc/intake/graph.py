@@ -75,6 +75,11 @@ def sparse_tensors(model: Any) -> Iterator[Any]:
             yield from sparse_of(attribute)
 
 
+def tensor_bytes(model: Any) -> int:
+    """Bytes of all raw tensor data that the parsed model holds."""
+    return sum(len(tensor.raw_data) for tensor in tensors(model))
+
+
 def operator_name(node: Any) -> str:
     """Name as it is shown: "Conv" for standard operators, "com.example::Foo" for others."""
     return str(node.op_type) if node.domain in STANDARD_DOMAINS else f"{node.domain}::{node.op_type}"

@@ -5,27 +5,38 @@ Left out: doc strings, producer, model and graph names, metadata, value_info, wh
 field, the order of initialisers and of attributes. Kept: node order (a valid topological order is part of what was
 pushed) and node names (recipes name nodes), operators, attributes, weights, opsets, functions, signature.
 
+The digest is of the graph that artifacts are built from: after the conversion of stamps and after simplification. Both
+are deterministic, so the same pushed graph gives the same digest. Another release of onnxslim may give another one,
+which is right, since other bytes are then built; the notes of the model name the release.
+
 The file's own sha256 cannot do this: exporters are not deterministic (tf2onnx issue 1789, ONNX Runtime issue 14631).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import onnx
 
 from compiler_svc.intake.graph import STANDARD_DOMAINS
 from dovetail.digest import digest_of, sha256_hex, sha256_stream
 
-SCHEMA = 1
+SCHEMA = 2
+"""Raised whenever the meaning of the digest changes."""
+
+_NONE_KNOWN: Mapping[str, str] = MappingProxyType({})
 _TYPE = onnx.AttributeProto
 
 
-def model_digest(model: Any) -> str:
-    """Digest of a self-contained model (external data packed).
+def model_digest(model: Any, known: Mapping[str, str] = _NONE_KNOWN) -> str:
+    """Digest of a model.
+
+    Args:
+        model: Its tensors hold their data, but for those in `known`.
+        known: Name of a weight of the main graph whose data is in a file -> its `tensor_digest`.
 
     Source: ONNX IR specification, "Graphs" and "Attributes": what belongs to the meaning of a model.
     """
@@ -33,7 +44,7 @@ def model_digest(model: Any) -> str:
         {
             "schema": SCHEMA,
             "opsets": sorted([_domain(item.domain), item.version] for item in model.opset_import),
-            "graph": _graph(model.graph),
+            "graph": _graph(model.graph, known),
             "functions": sorted((_function(item) for item in model.functions), key=lambda item: item["name"]),
         }
     )
@@ -41,11 +52,17 @@ def model_digest(model: Any) -> str:
 
 def tensor_digest(tensor: Any) -> str:
     """Digest of a tensor's type, shape and values; independent of the field that holds them."""
-    array = onnx.numpy_helper.to_array(tensor)
-    head = struct.pack(f"<ii{len(tensor.dims)}q", tensor.data_type, len(tensor.dims), *tensor.dims)
+    head = tensor_head(tensor)
     if tensor.data_type == onnx.TensorProto.STRING:
         return sha256_stream(_text_parts(head, tensor.string_data))
-    return sha256_stream((head, np.ascontiguousarray(array).tobytes()))
+    if tensor.HasField("raw_data"):
+        return sha256_stream((head, tensor.raw_data))
+    return sha256_stream((head, onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)).raw_data))
+
+
+def tensor_head(tensor: Any) -> bytes:
+    """What precedes a tensor's raw data in its digest: type and shape."""
+    return struct.pack(f"<ii{len(tensor.dims)}q", tensor.data_type, len(tensor.dims), *tensor.dims)
 
 
 def _text_parts(head: bytes, elements: Iterable[bytes]) -> Iterable[bytes]:
@@ -54,12 +71,12 @@ def _text_parts(head: bytes, elements: Iterable[bytes]) -> Iterable[bytes]:
         yield struct.pack("<I", len(element)) + element
 
 
-def _graph(graph: Any) -> dict[str, Any]:
+def _graph(graph: Any, known: Mapping[str, str] = _NONE_KNOWN) -> dict[str, Any]:
     weights = {tensor.name for tensor in graph.initializer}
     return {
         "inputs": [_value(item) for item in graph.input if item.name not in weights],
         "outputs": [_value(item) for item in graph.output],
-        "weights": sorted([tensor.name, tensor_digest(tensor)] for tensor in graph.initializer),
+        "weights": sorted([item.name, known.get(item.name) or tensor_digest(item)] for item in graph.initializer),
         "sparse": sorted(_sparse(tensor) for tensor in graph.sparse_initializer),
         "nodes": [_node(node) for node in graph.node],
     }

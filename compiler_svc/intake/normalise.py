@@ -29,6 +29,7 @@ def normalise(model: Any) -> Any:
         _keep(level.input, [value for value in level.input if value.name not in weights])
         _keep(level.initializer, sorted(level.initializer, key=lambda tensor: tensor.name))
         level.ClearField("value_info")
+    _name_nodes(model.graph)
     for tensor in graph.tensors(model):
         _to_raw(tensor)
     try:
@@ -40,6 +41,9 @@ def normalise(model: Any) -> Any:
 def check(model: Any) -> None:
     """Run onnx's own checker.
 
+    Args:
+        model: A parsed model, or the path of one whose weights are in a file beside it.
+
     Raises:
         InvalidInputError: The model breaks the ONNX specification.
     """
@@ -47,6 +51,15 @@ def check(model: Any) -> None:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as exc:
         raise InvalidInputError(f"the model is not valid ONNX: {_short(exc)}") from exc
+
+
+def _name_nodes(level: Any) -> None:
+    """Name the nameless nodes of the main graph after what they write, since recipes name nodes."""
+    taken = {node.name for node in level.node}
+    for node in level.node:
+        written = next((name for name in node.output if name), "")
+        if not node.name and written and f"{node.op_type}:{written}" not in taken:
+            node.name = f"{node.op_type}:{written}"
 
 
 def _drop_texts(model: Any) -> None:
@@ -75,7 +88,7 @@ def _keep(field: Any, items: list[Any]) -> None:
 
 
 def _to_raw(tensor: Any) -> None:
-    if tensor.data_type == onnx.TensorProto.STRING:
+    if tensor.data_type == onnx.TensorProto.STRING or tensor.data_location == onnx.TensorProto.EXTERNAL:
         return
     if not any(len(getattr(tensor, name)) for name in _RAW_FIELDS):
         if len(tensor.raw_data) != stored_bytes(tensor):

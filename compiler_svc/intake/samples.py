@@ -5,22 +5,26 @@ A sample file has one array for each model input; its first axis is the sample. 
 shape (batch, 1, 8, 8): an array (samples, 1, 8, 8), whose rows are samples, or (samples, n, 1, 8, 8), whose elements
 are whole inputs. The second is the only way for inputs without a free first axis. Labels are one integer per sample.
 
-Pickled objects are never read, and nothing is allocated by a size that the file merely declares.
+How the file is read, never more than once into memory, is `sample_file`'s business.
 """
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from compiler_svc.intake.limits import ModelLimits
+from compiler_svc.intake.sample_file import read_arrays
 from dovetail.digest import digest_of, sha256_stream
 from dovetail.errors import InvalidInputError, OverLimitError
-from dovetail.tensor import NUMPY_DTYPES, Array, TensorSpec, element_count, to_raw
+from dovetail.gate import check_labels
+from dovetail.ranges import DimRange, outside
+from dovetail.tensor import NUMPY_DTYPES, Array, TensorSpec, to_raw
+
+_PART_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class SampleSet:
 
     Attributes:
         arrays: Input name -> array whose first axis is the sample.
-        labels: int64 array (samples,), or None.
+        labels: As the task wants them (`dovetail.gate.check_labels`), int64 array (samples,) for classes; or None.
         count: Samples.
         digests: One for each sample, in order; equal samples have equal ones.
         digest: Of all samples in order, labels included.
@@ -50,6 +54,8 @@ def load_samples(
     what: str,
     label_array: str = "",
     labels_needed: bool = False,
+    task: str = "",
+    ranges: Sequence[DimRange] = (),
 ) -> SampleSet:
     """Read a sample file.
 
@@ -60,13 +66,18 @@ def load_samples(
         what: "calibration" or "validation", for messages.
         label_array: Name of the label array; "" reads none. It may be absent, unless:
         labels_needed: True refuses a file without it.
+        task: As in AccuracyPolicy; says what labels look like.
+        ranges: Declared sizes of free dimensions, which every sample must keep.
+
+    Returns:
+        The samples; arrays that the file stores uncompressed are mapped from it, so it must stay where it is.
 
     Raises:
-        InvalidInputError: Not an .npz, or arrays do not fit the signature.
+        InvalidInputError: Not an .npz, or arrays do not fit the signature or the ranges.
         OverLimitError: It unpacks to too many bytes or holds too many samples.
     """
     wanted = [spec.name for spec in inputs] + ([label_array] if label_array else [])
-    stored = _read_arrays(path, wanted, limits, what)
+    stored = read_arrays(path, wanted, limits, what)
     arrays: dict[str, Array] = {}
     counts: dict[str, int] = {}
     for spec in inputs:
@@ -74,6 +85,7 @@ def load_samples(
             raise InvalidInputError(f"the {what} file has no array {spec.name!r}, which is an input of the model")
         arrays[spec.name] = _checked(stored[spec.name], spec, what)
         counts[spec.name] = len(arrays[spec.name])
+        _refuse_outside(arrays[spec.name], spec, ranges, what)
     if len(set(counts.values())) != 1:
         raise InvalidInputError(f"the arrays of the {what} file have different numbers of samples: {counts}")
     count = next(iter(counts.values()))
@@ -83,7 +95,7 @@ def load_samples(
         raise OverLimitError(f"the {what} file holds {count} samples, the limit of this service is {limits.samples}")
     if labels_needed and label_array not in stored:
         raise InvalidInputError(f"the {what} file has no array {label_array!r}, which is named as its label array")
-    labels = _labels(stored[label_array], count, what) if label_array in stored else None
+    labels = _labels(stored[label_array], count, task) if label_array in stored else None
     digests = _sample_digests(arrays, inputs, count)
     return SampleSet(arrays, labels, count, digests, _set_digest(inputs, digests, labels))
 
@@ -128,40 +140,6 @@ def refuse_impossible_labels(validation: SampleSet, outputs: Sequence[TensorSpec
         )
 
 
-def _read_arrays(path: Path, wanted: Sequence[str], limits: ModelLimits, what: str) -> dict[str, Array]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {item.filename: item for item in archive.infolist()}
-            present = [name for name in wanted if f"{name}.npy" in members]
-            unpacked = sum(members[f"{name}.npy"].file_size for name in present)
-            if unpacked > limits.sample_bytes:
-                raise OverLimitError(
-                    f"the {what} file unpacks to {unpacked} bytes, the limit of this service is {limits.sample_bytes}"
-                )
-            return {name: _read_member(archive, members[f"{name}.npy"], name, what) for name in present}
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as exc:
-        raise InvalidInputError(f"the {what} file is not a readable .npz: write it with numpy.savez") from exc
-
-
-def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, what: str) -> Array:
-    try:
-        with archive.open(member) as file:
-            version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            shape, _, dtype = read_header(file)
-        if dtype.hasobject:
-            raise InvalidInputError(f"array {name!r} of the {what} file holds Python objects, which are never read")
-        if element_count(shape) * dtype.itemsize > member.file_size:
-            raise InvalidInputError(f"array {name!r} of the {what} file is truncated")
-        with archive.open(member) as file:
-            array: Array = np.lib.format.read_array(file, allow_pickle=False)
-            return array
-    except (ValueError, OSError, zipfile.BadZipFile) as exc:
-        raise InvalidInputError(f"array {name!r} of the {what} file cannot be read: {str(exc)[:200]}") from exc
-
-
 def _checked(array: Array, spec: TensorSpec, what: str) -> Array:
     array = _as_datatype(array, spec, what)
     rank = len(spec.shape)
@@ -173,9 +151,28 @@ def _checked(array: Array, spec: TensorSpec, what: str) -> Array:
             f"array {spec.name!r} of the {what} file has shape {list(array.shape)}; the input is {list(spec.shape)},"
             f" so an array of samples is [samples, {', '.join(str(dim) for dim in wanted)}]"
         )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if array.dtype.kind == "f" and not all(np.isfinite(part).all() for part in _parts(array)):
         raise InvalidInputError(f"array {spec.name!r} of the {what} file holds NaN or infinite values")
     return array
+
+
+def _parts(array: Array) -> Iterator[Array]:
+    """Views of some samples each, so that checking them needs no second array of the whole size."""
+    rows = max(1, _PART_BYTES // max(1, array[:1].nbytes))
+    for start in range(0, len(array), rows):
+        yield array[start : start + rows]
+
+
+def _refuse_outside(array: Array, spec: TensorSpec, ranges: Sequence[DimRange], what: str) -> None:
+    """Samples of one array have one shape, so the first stands for all."""
+    whole = array.ndim == len(spec.shape) + 1
+    shape = array.shape[1:] if whole else (1, *array.shape[1:])
+    broken = outside(shape, spec.name, ranges)
+    if broken is not None and len(array):
+        raise InvalidInputError(
+            f"sample 0 of the {what} file has size {shape[broken.axis]} in axis {broken.axis} of input {spec.name!r};"
+            f" the declared range is {broken.min} to {broken.max} (all {len(array)} samples have that size)"
+        )
 
 
 def _as_datatype(array: Array, spec: TensorSpec, what: str) -> Array:
@@ -192,14 +189,18 @@ def _as_datatype(array: Array, spec: TensorSpec, what: str) -> Array:
     return np.ascontiguousarray(array, dtype=wanted)
 
 
-def _labels(array: Array, count: int, what: str) -> Array:
-    flat = array.reshape(-1)
-    if array.dtype.kind not in "iu" or flat.size != count or len(array) != count:
-        raise InvalidInputError(
-            f"the label array of the {what} file has dtype {array.dtype} and shape {list(array.shape)};"
-            f" expected one integer for each of the {count} samples"
-        )
-    return flat.astype(np.int64)
+def _labels(array: Array, count: int, task: str) -> Array:
+    check_labels(array, task, count)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InvalidInputError("the label array of the validation file holds NaN or infinite values")
+    return array.reshape(-1).astype(np.int64) if task in ("", "classification", "generic") else array
+
+
+def _labels_document(labels: Array | None) -> object:
+    """What of the labels is in the set's digest: class ids as they are, other labels by their bytes."""
+    if labels is None or labels.dtype.kind in "iu":
+        return [] if labels is None else [int(label) for label in labels.reshape(-1)]
+    return [list(labels.shape), sha256_stream([labels.astype("<f8").tobytes()])]
 
 
 def _sample_digests(arrays: Mapping[str, Array], inputs: Sequence[TensorSpec], count: int) -> tuple[str, ...]:
@@ -215,6 +216,6 @@ def _set_digest(inputs: Sequence[TensorSpec], digests: Sequence[str], labels: Ar
         {
             "inputs": sorted([spec.name, spec.datatype] for spec in inputs),
             "samples": list(digests),
-            "labels": [] if labels is None else [int(label) for label in labels],
+            "labels": _labels_document(labels),
         }
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from compiler_svc.intake.model_intake import intake
+from compiler_svc.intake.model_intake import Draft, finish_model, read_model
 from compiler_svc.intake.samples import SampleSet, load_samples, refuse_impossible_labels, refuse_overlap
 from compiler_svc.worker.build_spec import OUT_DIR, IntakeSpec, SampleFacts
 from compiler_svc.worker.spec_file import sample_facts_json
@@ -24,37 +24,49 @@ def run_intake_task(spec: IntakeSpec, directory: Path, report: Callable[[str, fl
     out.mkdir(exist_ok=True)
     report("intake", 0.05, "reading the model")
     external = {location: directory / name for location, name in spec.external_files.items()}
-    result = intake(directory / spec.model_file, external, spec.limits, out)
-    report("intake", 0.7, "reading the samples")
-    calibration = validation = None
-    if spec.calibration_file:
-        path = directory / spec.calibration_file
-        calibration = load_samples(path, result.inputs, spec.limits, what="calibration")
-    if spec.validation_file:
-        path = directory / spec.validation_file
-        validation = load_samples(
-            path, result.inputs, spec.limits, what="validation",
-            label_array=spec.label_array or DEFAULT_LABEL_ARRAY, labels_needed=bool(spec.label_array),
-        )  # fmt: skip
-        if spec.task != "generic":
-            refuse_impossible_labels(validation, result.outputs)
-    if calibration and validation:
-        refuse_overlap(calibration, validation)
+    draft = read_model(directory / spec.model_file, external, spec.limits, out, target=spec.target, ranges=spec.ranges)
+    report("intake", 0.3, "reading the samples")
+    calibration, validation = _samples(spec, directory, draft)
+    report("intake", 0.4, "simplifying the graph and comparing the results")
+    result = finish_model(draft, spec.limits, out, samples=calibration or validation)
     report("intake", 1.0, "done")
     return {
         "intake": {
+            "weights": result.weights.name if result.weights else "",
             "model_digest": result.model_digest,
             "opset": result.opset,
             "ir_version": result.ir_version,
             "inputs": [item.to_json() for item in result.inputs],
             "outputs": [item.to_json() for item in result.outputs],
+            "ranges": [item.to_json() for item in result.ranges],
             "operators": list(result.operators),
             "parameter_bytes": result.parameter_bytes,
             "notes": list(result.notes),
+            "support": [item.to_json() for item in result.support],
             "calibration": sample_facts_json(_facts(calibration)),
             "validation": sample_facts_json(_facts(validation)),
         }
     }
+
+
+def _samples(spec: IntakeSpec, directory: Path, draft: Draft) -> tuple[SampleSet | None, SampleSet | None]:
+    calibration = validation = None
+    if spec.calibration_file:
+        path = directory / spec.calibration_file
+        calibration = load_samples(path, draft.inputs, spec.limits, what="calibration", ranges=draft.ranges)
+    if spec.validation_file:
+        path = directory / spec.validation_file
+        validation = load_samples(
+            path, draft.inputs, spec.limits, what="validation", ranges=draft.ranges,
+            label_array=spec.label_array or DEFAULT_LABEL_ARRAY, labels_needed=bool(spec.label_array),
+            task=spec.task,
+        )  # fmt: skip
+        if spec.task in ("", "classification"):
+            judged = [item for item in draft.outputs if item.name == spec.output] or draft.outputs
+            refuse_impossible_labels(validation, judged)
+    if calibration and validation:
+        refuse_overlap(calibration, validation)
+    return calibration, validation
 
 
 def _facts(samples: SampleSet | None) -> SampleFacts:

@@ -59,8 +59,8 @@ def test_digest_depends_on_content_order_and_labels_but_not_on_compression(tmp_p
         ({"image": images(2).astype(np.float64)}, "dtype float64; the input is FP32"),
         ({"image": images(2)[:, :, :7]}, "shape \\[2, 1, 7, 8\\]; the input is \\[-1, 1, 8, 8\\]"),
         ({"image": images(2)[:0]}, "holds no sample"),
-        ({"image": images(2), "label": np.zeros(3, np.int64)}, "one integer for each of the 2 samples"),
-        ({"image": images(2), "label": np.zeros(2)}, "one integer for each of the 2 samples"),
+        ({"image": images(2), "label": np.zeros(3, np.int64)}, "one integer for each"),
+        ({"image": images(2), "label": np.zeros(2)}, "one integer for each"),
         ({"image": np.full((1, 1, 8, 8), np.nan, np.float32)}, "NaN or infinite"),
         ({"image": np.array([{}], dtype=object)}, "Python objects, which are never read"),
     ],
@@ -165,3 +165,43 @@ def test_labels_that_are_no_class_of_the_model_are_refused(
         return
     with pytest.raises(InvalidInputError, match=text):
         refuse_impossible_labels(samples, (output,))
+
+
+def test_uncompressed_samples_are_mapped_and_never_written_back(tmp_path: Path) -> None:
+    array = images(32)
+    samples = load(tmp_path, image=array)
+    before = (tmp_path / "samples.npz").read_bytes()
+
+    mapped = samples.arrays["image"]
+    mapped[0] = 7
+
+    assert is_mapped(mapped)
+    assert np.array_equal(mapped[1:], array[1:])
+    assert (tmp_path / "samples.npz").read_bytes() == before
+
+
+def is_mapped(array: Any) -> bool:
+    while isinstance(array, np.ndarray):
+        if isinstance(array, np.memmap):
+            return True
+        array = array.base
+    return False
+
+
+def test_samples_in_column_order_mean_the_same(tmp_path: Path) -> None:
+    array = images(32)
+
+    rows, columns = load(tmp_path, image=array), load(tmp_path, image=np.asfortranarray(array))
+
+    assert rows.digest == columns.digest
+    assert np.array_equal(columns.arrays["image"], array)
+
+
+def test_stored_array_whose_local_header_is_damaged_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "s.npz", image=images(32))
+    data = bytearray((tmp_path / "s.npz").read_bytes())
+    data[:4] = b"nope"
+    (tmp_path / "s.npz").write_bytes(bytes(data))
+
+    with pytest.raises(InvalidInputError, match="cannot be read|not a readable"):
+        load_samples(tmp_path / "s.npz", [IMAGE], ModelLimits(), what="calibration")
