@@ -5,22 +5,30 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
 
+from dovetail.accuracy import DEFAULT_LABEL_ARRAY, AccuracyPolicy
 from dovetail.digest import check_name, sha256_file
 from dovetail.errors import InvalidInputError
+from dovetail.gate import check_tolerances
 from dovetail.pb.v1 import registry_pb2
 from dovetail.pb.v1.registry_pb2_grpc import ModelRegistryStub
+from dovetail.ranges import DimRange
+from dovetail.tensor import TensorSpec
+from dovetail.wire import policy_message, range_message, tensor_spec_message
 
 PIECE_BYTES = 1 << 20
 """Bytes in one message: the most that the service takes (PushModelRequest.data)."""
 
 PUSH_TIMEOUT_S = 600.0
 """Limit of a push: intake of a large model is minutes of checking."""
+
+UNNAMED_LABELS = AccuracyPolicy(label_array="")
+"""The default policy of a push: labels are read if there are any under the default name."""
 
 OnProgress = Callable[[int, int], None]
 """Called with bytes sent and bytes in all; from the event loop's thread."""
@@ -37,9 +45,11 @@ class PushOrder:
             in it, else by the last part.
         calibration: .npz with one array per input, or None.
         validation: .npz with one array per input and optionally labels, or None.
-        task: "classification", "generic" or "": decided by the labels.
-        label_array: Name of the label array in the validation file.
-        max_metric_drop: Allowed loss of the metric as a fraction; None: the precision's default.
+        policy: How accuracy is judged. A label array that is named must be there; with "" it is "label", if there is
+            one.
+        ranges: Sizes of free dimensions.
+        expected_inputs: Inputs that the model must have; empty: any.
+        expected_outputs: Outputs that the model must have; empty: any.
     """
 
     name: str
@@ -47,12 +57,14 @@ class PushOrder:
     external_data: tuple[Path, ...] = ()
     calibration: Path | None = None
     validation: Path | None = None
-    task: str = ""
-    label_array: str = ""
-    max_metric_drop: float | None = None
+    policy: AccuracyPolicy = UNNAMED_LABELS
+    ranges: tuple[DimRange, ...] = ()
+    expected_inputs: tuple[TensorSpec, ...] = ()
+    expected_outputs: tuple[TensorSpec, ...] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name, "model name")
+        check_tolerances(self.policy)
 
     def files(self) -> tuple[tuple[int, Path], ...]:
         """Role and path of each file, in the order in which they are sent."""
@@ -104,10 +116,7 @@ async def push_messages(
     """
     files = order.files()
     described = [await asyncio.to_thread(_described, role, path, order.model.parent) for role, path in files]
-    policy = registry_pb2.AccuracyPolicy(task=order.task, label_array=order.label_array)
-    if order.max_metric_drop is not None:
-        policy.max_metric_drop = order.max_metric_drop
-    yield registry_pb2.PushModelRequest(header=registry_pb2.PushHeader(name=order.name, files=described, policy=policy))
+    yield registry_pb2.PushModelRequest(header=_header(order, described))
     total, sent = sum(item.size_bytes for item in described), 0
     for _, path in files:
         async for piece in _pieces(path):
@@ -115,6 +124,17 @@ async def push_messages(
             sent += len(piece)
             if on_progress is not None:
                 on_progress(sent, total)
+
+
+def _header(order: PushOrder, files: Sequence[registry_pb2.PushFile]) -> registry_pb2.PushHeader:
+    return registry_pb2.PushHeader(
+        name=order.name,
+        files=files,
+        policy=policy_message(order.policy),
+        ranges=[range_message(item) for item in order.ranges],
+        expected_inputs=[tensor_spec_message(spec) for spec in order.expected_inputs],
+        expected_outputs=[tensor_spec_message(spec) for spec in order.expected_outputs],
+    )
 
 
 def _described(role: int, path: Path, folder: Path) -> registry_pb2.PushFile:
@@ -142,6 +162,28 @@ async def _pieces(path: Path) -> AsyncIterator[bytes]:
                 yield piece
     except OSError as exc:
         raise unreadable(path, exc) from exc
+
+
+def policy_of(
+    policy: AccuracyPolicy | None,
+    *,
+    task: str,
+    label_array: str,
+    output: str,
+    max_metric_drop: float | None,
+    tolerances: Mapping[str, float],
+) -> AccuracyPolicy:
+    """The policy given as a value or field by field; its label array is "" unless one is asked for by name.
+
+    Raises:
+        InvalidInputError: Given in both ways, or not possible.
+    """
+    fields = AccuracyPolicy(task, label_array, max_metric_drop, output, tolerances)
+    if policy is None:
+        return fields
+    if fields != UNNAMED_LABELS:
+        raise InvalidInputError("the accuracy policy is given twice: as a whole and field by field; choose one")
+    return replace(policy, label_array="") if policy.label_array == DEFAULT_LABEL_ARRAY else policy
 
 
 def unreadable(path: Path, exc: OSError) -> InvalidInputError:
