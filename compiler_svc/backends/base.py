@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from dovetail.contract import Contract
 from dovetail.recipe import Recipe
 from dovetail.rules import ModelFacts
 from dovetail.tensor import Array, TensorSpec
+
+SupportLevel = Literal["supported", "partial", "unsupported"]
 
 Samples = Mapping[str, Array]
 """Input name -> array whose first axis is the sample."""
@@ -74,12 +76,26 @@ class OperatorSupport:
     """Outcome of the operator scan of one backend.
 
     Attributes:
-        supported: True if everything is.
-        unsupported: Operators that are not, as "domain::Op (opset n)".
+        supported: True if the backend can build the model.
+        unsupported: Operators that it does not support, as "domain::Op (opset n)".
+        slow: Operators that it builds, but that another device or a slow path will run; the level is then "partial".
     """
 
     supported: bool
     unsupported: tuple[str, ...] = ()
+    slow: tuple[str, ...] = ()
+
+    @property
+    def level(self) -> SupportLevel:
+        """What OperatorSupport.level says on the wire."""
+        if not self.supported:
+            return "unsupported"
+        return "partial" if self.slow or self.unsupported else "supported"
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """Operators to name beside the level, sorted: those that are not supported, then the slow ones."""
+        return (*sorted(self.unsupported), *sorted(self.slow))
 
 
 class BackendModule(Protocol):
@@ -97,6 +113,17 @@ class BackendModule(Protocol):
 
     def scan(self, model: Path) -> OperatorSupport:
         """Which operators of the model this backend does not support."""
+        ...
+
+    def quantisable_nodes(self, model: Path, recipe: Recipe) -> tuple[str, ...]:
+        """Names of the heavy nodes (Conv, Gemm, MatMul …) that this recipe would quantise, in graph order.
+
+        They are what `Recipe.excluded_nodes` may name; nodes that it already excludes are left out.
+
+        Args:
+            model: Normalised, self-contained model.onnx.
+            recipe: Any recipe of this engine; () for one that quantises nothing.
+        """
         ...
 
     def build(self, order: BuildInput) -> BuildOutput:

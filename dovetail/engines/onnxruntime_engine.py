@@ -15,10 +15,12 @@ Settings that are a choice:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ class OnnxRuntimeEngine:
         self._ort = library
 
     def load(self, files: Mapping[str, Path], options: SessionOptions) -> OnnxRuntimeSession:
-        """Load the artifact's one .onnx file.
+        """Load the artifact's one .onnx file, and weights that lie beside it by the name that it calls them.
 
         Raises:
             UnsupportedError: The device is not the CPU, or an input or output is no tensor of the protocol.
@@ -88,13 +90,34 @@ class OnnxRuntimeEngine:
         names = sorted(name for name in files if name.endswith(".onnx"))
         if len(names) != 1:
             raise EngineError(f"onnxruntime needs exactly one .onnx file, the artifact has {names or 'none'}")
+        settings = self._session_options(options)
         try:
-            session = self._ort.InferenceSession(
-                str(files[names[0]]), self._session_options(options), providers=["CPUExecutionProvider"]
-            )
+            with self._weights_beside(files, settings):
+                session = self._ort.InferenceSession(str(files[names[0]]), settings, providers=["CPUExecutionProvider"])
+        except EngineError:
+            raise
         except Exception as exc:  # the library raises its own family, which does not share a public base
             raise EngineError(f"onnxruntime cannot load {names[0]}: {brief(str(exc))}") from exc
         return OnnxRuntimeSession(self._ort, session)
+
+    @contextlib.contextmanager
+    def _weights_beside(self, files: Mapping[str, Path], settings: Any) -> Iterator[None]:
+        """Map external weights into memory for the load: files are named by digest here, the graph has other names."""
+        names = sorted(name for name in files if name.endswith(".data"))
+        if names and not hasattr(settings, "add_external_initializers_from_files_in_memory"):
+            raise EngineError(
+                f"onnxruntime {self._ort.__version__} cannot load weights beside the graph ({', '.join(names)}): "
+                "pip install --upgrade onnxruntime"
+            )
+        with contextlib.ExitStack() as stack:
+            views = []
+            for name in names:
+                file = stack.enter_context(files[name].open("rb"))
+                views.append(stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+            if views:
+                sizes = [len(view) for view in views]
+                settings.add_external_initializers_from_files_in_memory(names, views, sizes)
+            yield
 
     def _session_options(self, options: SessionOptions) -> Any:
         ort = self._ort

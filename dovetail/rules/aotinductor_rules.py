@@ -57,6 +57,11 @@ def recipes(fingerprint: Fingerprint, model: ModelFacts) -> tuple[Recipe, ...]:
     return (Recipe("aotinductor-fp32", ENGINE, "cpu", "fp32", {**options, "opset": model.opset}),)
 
 
+def extra_recipes(fingerprint: Fingerprint, model: ModelFacts) -> tuple[Recipe, ...]:
+    """None."""
+    return ()
+
+
 def contract_for(recipe: Recipe, model: ModelFacts, builder: Fingerprint, target: Fingerprint) -> Contract:
     """The fleet level of the target's architecture, and the builder's torch."""
     library = builder.runtime(LIBRARY) or target.runtime(LIBRARY)

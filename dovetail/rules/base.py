@@ -85,6 +85,13 @@ class EngineRules(Protocol):
         """Recipes worth building for that machine, cheapest and most portable first; empty if the engine cannot run."""
         ...
 
+    def extra_recipes(self, fingerprint: Fingerprint, model: ModelFacts) -> tuple[Recipe, ...]:
+        """Further recipes that this machine could use, built only when named or by a search with a budget.
+
+        None of them is in `recipes`; their names are stable too. () for an engine that has no more to offer.
+        """
+        ...
+
     def contract_for(self, recipe: Recipe, model: ModelFacts, builder: Fingerprint, target: Fingerprint) -> Contract:
         """Contract of what that recipe would give; `builder` stamps the versions, `target` the machine it is for."""
         ...

@@ -7,7 +7,10 @@ Names in `Contract.details` (written by `contract_for` unless said otherwise):
 * `domains`: operator domains in the shipped file, ("",) for standard ones; the build writes what it finds.
 * `optimization_level`: "basic", "extended", "layout", "all": how far the file was optimised before shipping.
 * `producer_version`: ONNX Runtime that optimised or quantised it, "1.31.1".
-* `int8_flavour`: "dynamic-u8u8", "static-u8s8", "static-u8s8-rr" (reduced range), "static-s8s8"; only for int8.
+* `int8_flavour`: "dynamic-u8u8", "static-u8s8", "static-u8s8-rr" (reduced range), "static-s8s8", "weights" (int8
+  weights, float arithmetic); only for int8.
+* `weight_bits`: 4 or 8, of weight-only files.
+* `external_data`: True if the weights lie beside the graph.
 * `validated_minors`: release lines of ONNX Runtime on which the gate passed, ("1.31",).
 * `validated_isa`: instruction set classes on which the gate passed; the build may add it.
 * `file_format`: "onnx" or "ort"; with "ort" also `ort_format_version` and `ort_target` ("arm", "amd64").
@@ -28,10 +31,10 @@ from dovetail.fingerprint import Fingerprint
 from dovetail.hardware_class import has_vnni, isa_class
 from dovetail.rules import machine
 from dovetail.rules.base import Reason, Rule, Verdict
-from dovetail.rules.onnxruntime_recipes import ENGINE, contract_for, prior, recipes, static_flavour
+from dovetail.rules.onnxruntime_recipes import ENGINE, contract_for, extra_recipes, prior, recipes, static_flavour
 from dovetail.rules.versions import installed_version, minor_of, parse_version, version_text
 
-__all__ = ["ENGINE", "RULES", "contract_for", "needs_x64_quant_precision", "prior", "recipes"]
+__all__ = ["ENGINE", "RULES", "contract_for", "extra_recipes", "needs_x64_quant_precision", "prior", "recipes"]
 
 PROVIDER = "CPUExecutionProvider"
 _AMX_OR_VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
@@ -79,6 +82,18 @@ def r1_opset_and_ir_fit_the_runtime(contract: Contract, fingerprint: Fingerprint
 
 _CONVERT = "push the model again with opset 7 or newer"
 _UPGRADE = "pip install --upgrade onnxruntime, or push the model again with a lower opset and IR version"
+
+
+def r1_weights_beside_the_graph_are_read(contract: Contract, fingerprint: Fingerprint) -> Reason | None:
+    """R1: weights in a file of their own are handed over from memory, which the Python package can since 1.24.
+
+    Source: ONNX Runtime pull request 26012 (add_external_initializers_from_files_in_memory), merged after 1.23.
+    """
+    version = installed_version(ENGINE, fingerprint)
+    if not contract.flag("external_data") or not version or version >= (1, 24):
+        return None
+    needs, has = "onnxruntime 1.24 or newer for weights beside the graph", f"onnxruntime {version_text(version)}"
+    return Reason("R1", Verdict.UNSUPPORTED, needs, has, "pip install --upgrade onnxruntime")
 
 
 def r2_no_layout_bound_operators(contract: Contract, fingerprint: Fingerprint) -> Reason | None:
@@ -147,7 +162,7 @@ def r5_int8_flavour_fits_the_isa(contract: Contract, fingerprint: Fingerprint) -
     reduce-range"; issues 5849, 6004, 14642 (one model right with VNNI, wrong without).
     """
     flavour = contract.text("int8_flavour")
-    if contract.precision != "int8" or flavour.startswith("dynamic-u8u8"):
+    if contract.precision != "int8" or flavour.startswith("dynamic-u8u8") or flavour == "weights":
         return None
     isa = isa_class(fingerprint.facts.arch, fingerprint.facts.cpu_features)
     best = static_flavour(fingerprint)
@@ -167,14 +182,20 @@ def r5_int8_flavour_fits_the_isa(contract: Contract, fingerprint: Fingerprint) -
 def needs_x64_quant_precision(precision: str, int8_flavour: str, arch: str, cpu_features: frozenset[str]) -> bool:
     """R6: True if the session must be told to use exact U8U8 arithmetic (`session.x64quantprecision=1`).
 
-    That is int8 on x86 without VNNI, where U8S8 saturates; reduced-range and U8U8 files cannot saturate, so they do not
-    pay for it (about 14 % in a third party's measurement).
+    That is int8 on x86 without VNNI, where U8S8 saturates; reduced-range, U8U8 and weight-only files cannot saturate,
+    so they do not pay for it (about 14 % in a third party's measurement).
+
+    Observed with 1.31.1 on an AVX2 CPU without VNNI (a test holds it): the fused forms of QDQ files saturate, whether
+    activations are uint8 or int8: QLinearConv, QLinearMatMul, QGemm, MatMulIntegerToFloat, DynamicQuantizeMatMul, that
+    is from optimisation level EXTENDED. The setting makes all of them exact. At BASIC or without optimisation a QDQ
+    file is computed in float and cannot saturate. A MatMulInteger node that is in the file itself saturates below
+    EXTENDED whatever the setting is, for the rewriting it asks for is done at EXTENDED.
 
     Source: onnxruntime_session_options_config_keys.h; ONNX Runtime issues 6004, 14642, 19109.
     """
     if precision != "int8" or machine.canonical_arch(arch) != "x86_64" or has_vnni(cpu_features):
         return False
-    return not (int8_flavour.endswith(("-rr", "u8u8")))
+    return not int8_flavour.endswith(("-rr", "u8u8", "weights"))
 
 
 def r6_exact_int8_without_vnni(contract: Contract, fingerprint: Fingerprint) -> Reason | None:
@@ -243,6 +264,21 @@ def r9_four_bit_keeps_its_activations(contract: Contract, fingerprint: Fingerpri
     return Reason("R9", Verdict.SUBOPTIMAL, "int8 activations to be good enough", "no proof of that", way_out)
 
 
+def r9_weight_only_operators_are_known(contract: Contract, fingerprint: Fingerprint) -> Reason | None:
+    """R9: files with packed weights need a runtime whose CPU provider unpacks them.
+
+    Source: ONNX Runtime pull requests 17890 (4 bits, released with 1.17), 24491 (8 bits on x86) and 25110 (on ARM64,
+    released with 1.23).
+    """
+    bits, version = contract.number("weight_bits"), installed_version(ENGINE, fingerprint)
+    least = {4: (1, 17), 8: (1, 23)}.get(bits)
+    if least is None or not version or version >= least:
+        return None
+    needs = f"onnxruntime {version_text(least)} or newer, which unpacks {bits}-bit weights"
+    has = f"onnxruntime {version_text(version)}"
+    return Reason("R9", Verdict.UNSUPPORTED, needs, has, "pip install --upgrade onnxruntime, or serve another artifact")
+
+
 def r10_arm_numerics_are_validated(contract: Contract, fingerprint: Fingerprint) -> Reason | None:
     """R10: on ARM the kernels, and with them the last bits, differ from one instruction set class to the next.
 
@@ -306,6 +342,7 @@ RULES: tuple[Rule, ...] = (
     machine.cpu_features_present,
     machine.memory_fits,
     r1_opset_and_ir_fit_the_runtime,
+    r1_weights_beside_the_graph_are_read,
     r2_no_layout_bound_operators,
     r3_no_prepacked_weights,
     r4_ort_format_is_read,
@@ -314,6 +351,7 @@ RULES: tuple[Rule, ...] = (
     r7_runtime_release_is_validated,
     r8_fp16_only_where_it_is_native,
     r9_four_bit_keeps_its_activations,
+    r9_weight_only_operators_are_known,
     r10_arm_numerics_are_validated,
     r11_compiled_nodes_fit_the_provider,
     r12_engine_cache_is_of_this_machine,

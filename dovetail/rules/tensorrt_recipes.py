@@ -71,6 +71,11 @@ def cuda_of(library: RuntimeLibrary) -> str:
     return library.details.get("cuda", "") or (named if named.isdecimal() else "")
 
 
+def extra_recipes(fingerprint: Fingerprint, model: ModelFacts) -> tuple[Recipe, ...]:
+    """None."""
+    return ()
+
+
 def contract_for(recipe: Recipe, model: ModelFacts, builder: Fingerprint, target: Fingerprint) -> Contract:
     """Native to the target's GPU and to the builder's TensorRT; the build adds `plan_version` and `profiles`."""
     library = builder.runtime(ENGINE) or target.runtime(ENGINE)

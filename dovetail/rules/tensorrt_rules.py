@@ -33,10 +33,10 @@ from dovetail.fingerprint import Fingerprint
 from dovetail.rules import machine
 from dovetail.rules.base import Reason, Rule, Verdict
 from dovetail.rules.tensorrt_plan import PlanHeader, parse_plan_header
-from dovetail.rules.tensorrt_recipes import ENGINE, chosen_gpu, contract_for, prior, recipes
+from dovetail.rules.tensorrt_recipes import ENGINE, chosen_gpu, contract_for, extra_recipes, prior, recipes
 from dovetail.rules.versions import installed_version, parse_version, version_text
 
-__all__ = ["ENGINE", "RULES", "PlanHeader", "contract_for", "parse_plan_header", "prior", "recipes"]
+__all__ = ["ENGINE", "RULES", "PlanHeader", "contract_for", "extra_recipes", "parse_plan_header", "prior", "recipes"]
 
 _REBUILD = "build it for this machine"
 

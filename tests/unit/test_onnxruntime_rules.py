@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dovetail.fingerprint import Fingerprint, RuntimeLibrary
-from dovetail.rules import Verdict
+from dovetail.rules import ModelFacts, Verdict
 from dovetail.rules import machine as engine_independent
 from dovetail.rules import onnxruntime_rules as ort
 from dovetail.rules.onnxruntime_rules import needs_x64_quant_precision
@@ -308,3 +308,85 @@ def test_prior_prefers_static_int8_most_where_the_cpu_has_dot_products() -> None
     assert ort.prior(contract(), AVX2_ONLY) == 1.0
     assert ort.prior(static, WITH_VNNI) > ort.prior(static, AVX2_ONLY) > 1.0
     assert ort.prior(contract(precision="fp16"), AVX2_ONLY) < 1.0
+
+
+TRANSFORMER = ModelFacts(17, 8, 90 << 20, True, frozenset({"Add", "LayerNormalization", "MatMul", "Softmax"}))
+
+
+def _names(found: tuple[Any, ...]) -> list[str]:
+    return [recipe.name for recipe in found]
+
+
+def test_default_recipes_are_few_and_the_others_are_extra() -> None:
+    assert _names(ort.recipes(AVX2_ONLY, FACTS)) == ["ort-fp32", "ort-int8-dynamic", "ort-int8-static-u8s8-rr"]
+    assert _names(ort.extra_recipes(AVX2_ONLY, FACTS)) == [
+        "ort-int8-static-u8s8-rr-entropy",
+        "ort-int8-static-u8s8-rr-percentile",
+    ]
+    assert _names(ort.extra_recipes(WITH_VNNI, TRANSFORMER)) == [
+        "ort-int8-static-u8s8-plain",
+        "ort-int8-static-u8s8-attention",
+        "ort-int8-weights",
+        "ort-int4",
+        "ort-int4-a8",
+    ]
+    assert ort.extra_recipes(machine(openvino="2026.4.1"), TRANSFORMER) == ()
+
+
+def test_transformers_are_quantised_less_and_smoothed() -> None:
+    net, encoder = (ort.recipes(AVX2_ONLY, facts)[-1].options for facts in (FACTS, TRANSFORMER))
+
+    assert (net["quantised_operators"], net["smooth_quant_alpha"], net["constant_weights_only"]) == ("all", 0.0, False)
+    assert encoder["quantised_operators"] == "Conv,ConvTranspose,Gemm,MatMul"
+    assert encoder["smooth_quant_alpha"] == 0.7
+    assert encoder["constant_weights_only"] is True
+
+
+def test_fp16_is_never_a_default_and_offered_only_where_arm_computes_in_it() -> None:
+    for where, offered in ((RASPBERRY_5, True), (RASPBERRY_4, False), (WITH_VNNI, False)):
+        assert "ort-fp16" not in _names(ort.recipes(where, FACTS))
+        assert ("ort-fp16" in _names(ort.extra_recipes(where, FACTS))) is offered
+
+
+def test_small_models_and_models_without_products_get_no_weight_only_recipe() -> None:
+    small = replace(TRANSFORMER, parameter_bytes=1 << 20)
+
+    assert "ort-int4" not in _names(ort.extra_recipes(AVX2_ONLY, small))
+    assert "ort-int4" not in _names(ort.extra_recipes(AVX2_ONLY, replace(FACTS, parameter_bytes=1 << 30)))
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "verdict"),
+    [
+        ("ort-int4", "1.31.1", OPTIMAL),
+        ("ort-int4", "1.16.3", UNSUPPORTED),
+        ("ort-int8-weights", "1.23.0", OPTIMAL),
+        ("ort-int8-weights", "1.22.0", UNSUPPORTED),
+    ],
+)
+def test_r9_packed_weights_need_a_runtime_that_unpacks_them(name: str, version: str, verdict: Verdict) -> None:
+    recipe = next(item for item in ort.extra_recipes(AVX2_ONLY, TRANSFORMER) if item.name == name)
+    what = ort.contract_for(recipe, TRANSFORMER, AVX2_ONLY, AVX2_ONLY)
+
+    assert what.details["domains"] == ("", "com.microsoft")
+    assert _verdict(ort.r9_weight_only_operators_are_known, what, _ort(version)) == verdict
+    assert _verdict(ort.r5_int8_flavour_fits_the_isa, what, AVX2_ONLY) == OPTIMAL
+    assert needs_x64_quant_precision(what.precision, what.text("int8_flavour"), "x86_64", AVX2) is False
+
+
+@pytest.mark.parametrize(("version", "verdict"), [("1.31.1", OPTIMAL), ("1.23.2", UNSUPPORTED)])
+def test_r1_weights_beside_the_graph_need_a_runtime_that_takes_them(version: str, verdict: Verdict) -> None:
+    rule = ort.r1_weights_beside_the_graph_are_read
+
+    assert _verdict(rule, contract(external_data=True), _ort(version)) == verdict
+    assert _verdict(rule, contract(), _ort(version)) == OPTIMAL
+
+
+def test_r9_accuracy_level_is_in_the_contract() -> None:
+    found = {item.name: item for item in ort.extra_recipes(AVX2_ONLY, TRANSFORMER)}
+    exact, quick = (
+        ort.contract_for(found[name], TRANSFORMER, AVX2_ONLY, AVX2_ONLY) for name in ("ort-int4", "ort-int4-a8")
+    )
+
+    assert _verdict(ort.r9_four_bit_keeps_its_activations, exact, AVX2_ONLY) == OPTIMAL
+    assert _verdict(ort.r9_four_bit_keeps_its_activations, quick, AVX2_ONLY) == SUBOPTIMAL
