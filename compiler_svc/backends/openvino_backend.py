@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds OpenVINO IR: fp32, fp16-compressed weights, and int8 through NNCF.
+"""Builds OpenVINO IR: fp32, fp16-compressed weights, int8 through NNCF, and compressed int8 or int4 weights.
 
-What lives here: calls into openvino and nncf, led by the recipe's options (their names are in
-`dovetail.rules.openvino_rules`). IR is shipped, never a compiled blob: a blob is bound to one runtime and CPU.
+What lives here: the surface of the backend, conversion and saving. Quantisation is in `openvino_quantisation`, weight
+compression in `openvino_weights`, the operator scan in `openvino_scan`, the bridge from ONNX nodes to operations in
+`openvino_nodes`. The recipe's options are documented in `dovetail.rules.openvino_recipes`. IR is shipped, never a
+compiled blob: a blob is bound to one runtime and CPU.
 
 Input and output names of the IR are set to the graph's own before saving: OpenVINO keeps several names for one tensor
 and would hand out any of them. Usage reports of both libraries are off (see `import_openvino`).
@@ -12,14 +14,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compiler_svc.backends.base import BuildInput, BuildOutput, OperatorSupport, sample_feeds
+from compiler_svc.backends import openvino_nodes, openvino_quantisation, openvino_weights
+from compiler_svc.backends.base import BuildInput, BuildOutput, OperatorSupport
+from compiler_svc.backends.openvino_scan import scan_operators, unsupported_operators
 from dovetail.contract import Contract
 from dovetail.engines.openvino_engine import import_openvino, without_source_positions
 from dovetail.errors import BuildFailedError, PreconditionError, UnsupportedError, brief
@@ -27,10 +29,12 @@ from dovetail.recipe import Recipe
 from dovetail.tensor import TensorSpec
 
 ENGINE = "openvino"
-ADAPTER_REVISION = "1"
+ADAPTER_REVISION = "2"
 """Part of every artifact key: raise it whenever a change here changes the bytes that are built."""
 
-_NO_RULE = re.compile(r"No conversion rule found for operations: (.+)")
+_EXECUTION = ("f32", "bf16", "f16")
+
+_Step = Callable[[BuildInput, Any], tuple[Any, dict[str, str]]]
 
 
 def toolchain() -> Mapping[str, str]:
@@ -51,19 +55,12 @@ def missing() -> str:
 
 def scan(model: Path) -> OperatorSupport:
     """Convert the model and ask the CPU plugin about each operation."""
-    openvino = import_openvino()
-    core = openvino.Core()
-    try:
-        converted = core.read_model(str(model))
-        supported = set(core.query_model(converted, "CPU"))
-    except RuntimeError as exc:
-        return OperatorSupport(False, _unsupported(str(exc)))
-    texts = [port.get_any_name() for port in (*converted.inputs, *converted.outputs)
-             if port.get_element_type().get_type_name() == "string"]  # fmt: skip
-    if texts:
-        return OperatorSupport(False, tuple(f"text tensor {name}" for name in texts))
-    refused = {op.get_type_name() for op in converted.get_ops() if op.get_friendly_name() not in supported}
-    return OperatorSupport(not refused, tuple(sorted(refused)))
+    return scan_operators(model)
+
+
+def quantisable_nodes(model: Path, recipe: Recipe) -> tuple[str, ...]:
+    """Heavy nodes that the recipe would quantise, in graph order; see `openvino_nodes.quantised_nodes`."""
+    return openvino_nodes.quantised_nodes(model, recipe)
 
 
 def build(order: BuildInput) -> BuildOutput:
@@ -71,40 +68,67 @@ def build(order: BuildInput) -> BuildOutput:
 
     Raises:
         UnsupportedError: The recipe asks for something that this backend does not know, or names an unknown node.
-        PreconditionError: int8 without calibration samples.
+        PreconditionError: Calibration samples are needed and there are none.
         BuildFailedError: The library failed.
     """
-    options = order.recipe.options
-    if str(options.get("form", "ir")) != "ir":
-        raise UnsupportedError(
-            f"recipe {order.recipe.name}: form {options.get('form')!r}; this backend builds 'ir' only"
-        )
+    step = _step(order.recipe)
     openvino = import_openvino()
     try:
         order.report(0.1, "converting the graph")
-        model = openvino.Core().read_model(str(order.model))
+        model = _converted(openvino, order.model)
         _set_names(model.inputs, order.inputs)
+        known = openvino_nodes.graph_names(order.model)
+        openvino_nodes.name_anonymous(model, known)  # before and after: a step derives names and adds operations
+        model, labels = step(order, model)
         _set_names(model.outputs, order.outputs)
-        labels: dict[str, str] = {}
-        if order.recipe.precision == "int8":
-            model, labels = _quantised(order, model)
-            _set_names(model.outputs, order.outputs)
+        openvino_nodes.name_anonymous(model, known)
         order.report(0.9, "saving")
         xml = order.scratch / "model.xml"
-        openvino.save_model(model, str(xml), compress_to_fp16=bool(options.get("compress_to_fp16", False)))
+        compress = bool(order.recipe.options.get("compress_to_fp16", False))
+        openvino.save_model(model, str(xml), compress_to_fp16=compress)
     except (UnsupportedError, PreconditionError, MemoryError, OSError):
         raise
-    except RuntimeError as exc:
-        if _NO_RULE.search(str(exc)):
-            raise UnsupportedError(
-                f"openvino cannot build {order.recipe.name}: it has no {', '.join(_unsupported(str(exc)))}; onnxruntime"
-                " recipes may still fit"
-            ) from exc
-        raise _failure(order.recipe, exc) from exc
     except Exception as exc:  # openvino raises RuntimeError, nncf its own family and the standard ones
         raise _failure(order.recipe, exc) from exc
     files = {"model.xml": xml, "model.bin": xml.with_suffix(".bin")}
     return BuildOutput(files, _final(order.contract, openvino.get_version()), labels)
+
+
+def _step(recipe: Recipe) -> _Step:
+    """What happens between conversion and saving; the options that no step reads are checked here."""
+    options = recipe.options
+    steps: Mapping[str, _Step] = {
+        "none": _as_converted,
+        "static": openvino_quantisation.quantise,
+        "weights": openvino_weights.compress,
+    }
+    wanted = str(options.get("quantization", "none"))
+    for option, value, known in (
+        ("form", str(options.get("form", "ir")), ("ir",)),
+        ("execution_precision", str(options.get("execution_precision", "f32")), _EXECUTION),
+        ("quantization", wanted, tuple(steps)),
+    ):
+        if value not in known:
+            raise UnsupportedError(
+                f"recipe {recipe.name}: {option} {value!r} is not one that this backend builds: {', '.join(known)}"
+            )
+    return steps[wanted]
+
+
+def _converted(openvino: Any, path: Path) -> Any:
+    """The model with the library's own common simplifications, which reading alone does not do.
+
+    Without them every bias of an ONNX convolution hangs behind a chain of shape computations, where NNCF does not see
+    it: bias correction then changes nothing, and weights behind a constant expression are not quantised.
+    """
+    model = openvino.convert_model(str(path))
+    if model.has_rt_info(["conversion_parameters", "input_model"]):
+        model.set_rt_info("model.onnx", ["conversion_parameters", "input_model"])  # not what the file is called here
+    return model
+
+
+def _as_converted(order: BuildInput, model: Any) -> tuple[Any, dict[str, str]]:
+    return model, {}
 
 
 def _set_names(ports: Sequence[Any], specs: Sequence[TensorSpec]) -> None:
@@ -114,90 +138,6 @@ def _set_names(ports: Sequence[Any], specs: Sequence[TensorSpec]) -> None:
         port.get_tensor().set_names({spec.name})
 
 
-def _quantised(order: BuildInput, model: Any) -> tuple[Any, dict[str, str]]:
-    """Post-training quantisation with NNCF."""
-    if not order.calibration:
-        raise PreconditionError(
-            f"recipe {order.recipe.name} needs calibration samples and the model has none; push it with --calibration"
-        )
-    import nncf
-
-    logging.getLogger("nncf").setLevel(logging.ERROR)  # nncf.set_log_level also changes handlers that are not its own
-    options = order.recipe.options
-    method = str(options.get("calibration_method", "minmax"))
-    ranges = _range_estimator(method, order.recipe)
-    limit = int(options.get("subset_size", 300))
-    feeds = list(sample_feeds(order.calibration, order.inputs, limit=limit))
-    order.report(0.3, f"calibrating on {len(feeds)} samples")
-    model_type = str(options.get("model_type", "none"))
-    quantised = nncf.quantize(
-        model,
-        nncf.Dataset(feeds),
-        preset=nncf.QuantizationPreset(str(options.get("preset", "performance"))),
-        target_device=nncf.TargetDevice(str(options.get("target_device", "CPU"))),
-        subset_size=len(feeds),
-        fast_bias_correction=bool(options.get("fast_bias_correction", True)),
-        model_type=None if model_type == "none" else nncf.ModelType(model_type),
-        ignored_scope=_ignored(nncf, order, model),
-        advanced_parameters=nncf.AdvancedQuantizationParameters(
-            overflow_fix=nncf.OverflowFix(str(options.get("overflow_fix", "first_layer_only"))),
-            activations_range_estimator_params=ranges,
-        ),
-    )
-    return quantised, {"calibration": f"{method}, {len(feeds)} samples"}
-
-
-def _range_estimator(method: str, recipe: Recipe) -> Any:
-    """How the range of an activation is found over the samples.
-
-    Always passed on: NNCF's own default is the mean of the samples' ranges, which cuts off whatever is larger than
-    usual (on a digit classifier 27.6 dB against 39.3 dB with "minmax", NNCF 3.4).
-    """
-    from nncf.quantization.range_estimator import RangeEstimatorParametersSet as Ranges
-
-    methods = {"minmax": Ranges.MINMAX, "mean_minmax": Ranges.MEAN_MINMAX, "histogram": Ranges.HISTOGRAM}
-    if method not in methods:
-        expected = ", ".join(methods)
-        raise UnsupportedError(f"recipe {recipe.name}: calibration_method {method!r} is unknown, expected {expected}")
-    return methods[method]
-
-
-def _ignored(nncf: Any, order: BuildInput, model: Any) -> Any:
-    """OpenVINO's operations that stand for the recipe's excluded ONNX nodes; None if there are none."""
-    if not order.recipe.excluded_nodes:
-        return None
-    names = sorted(_operations_of(order.recipe, order.model, model))
-    return nncf.IgnoredScope(names=names)
-
-
-def _operations_of(recipe: Recipe, source: Path, model: Any) -> set[str]:
-    """Find what the excluded nodes became: by their name, by the parts named after it ("conv2/WithoutBiases"), and by
-    the tensors that they write.
-    """
-    import onnx
-
-    outputs = {node.name: set(node.output) for node in onnx.load(str(source)).graph.node}
-    found: set[str] = set()
-    for name in recipe.excluded_nodes:
-        written = outputs.get(name, set())
-        matches = {op.get_friendly_name() for op in model.get_ops() if _stands_for(op, name, written)}
-        if not matches:
-            raise UnsupportedError(
-                f"recipe {recipe.name} excludes node {name!r}, which the converted graph does not have"
-            )
-        found |= matches
-    return found
-
-
-def _stands_for(operation: Any, name: str, written: set[str]) -> bool:
-    if operation.get_type_name() in ("Constant", "Result"):
-        return False
-    friendly = str(operation.get_friendly_name())
-    if friendly == name or friendly.startswith(f"{name}/"):
-        return True
-    return any(written & port.get_names() for port in operation.outputs())
-
-
 def _final(contract: Contract, version: str) -> Contract:
     """The contract with the release that really wrote the files ("2026.4.1-22982-e213…" -> "2026.4.1")."""
     release = version.split("-")[0]
@@ -205,20 +145,9 @@ def _final(contract: Contract, version: str) -> Contract:
     return replace(contract, details={**contract.details, **found})
 
 
-def _unsupported(text: str) -> tuple[str, ...]:
-    if match := _NO_RULE.search(text):
-        return tuple(_operator(name.strip()) for name in match.group(1).split(","))
-    return (brief(without_source_positions(text)),)
-
-
-def _operator(name: str) -> str:
-    """Turn "Foo-21" into "Foo (opset 21)" and "com.example.Foo" into "com.example::Foo"."""
-    standard, _, version = name.rpartition("-")
-    if standard and version.isdigit():
-        return f"{standard} (opset {version})"
-    domain, _, operator = name.rpartition(".")
-    return f"{domain}::{operator}" if domain else operator
-
-
-def _failure(recipe: Recipe, exc: Exception) -> BuildFailedError:
+def _failure(recipe: Recipe, exc: Exception) -> UnsupportedError | BuildFailedError:
+    if names := unsupported_operators(str(exc)):
+        return UnsupportedError(
+            f"openvino cannot build {recipe.name}: it has no {', '.join(names)}; onnxruntime recipes may still fit"
+        )
     return BuildFailedError(f"openvino could not build {recipe.name}: {brief(without_source_positions(str(exc)))}")

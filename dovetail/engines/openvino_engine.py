@@ -6,17 +6,22 @@ What lives here: loading with explicit settings and carrying tensors in and out.
 
 The arithmetic's precision is pinned from the contract (`execution_precision`, default "f32"): the plugin otherwise
 picks bf16 or f16 by itself where the hardware has it, so that one file gives other numbers on other machines (OpenVINO
-issues 27795 and 24501). Threads are explicit and unpinned, because several services share a machine's cores and the
-library over-counts them under a container quota (OpenVINO issue 37838). One stream, one request: callers bring the
-concurrency.
+issues 27795 and 24501). Where the hardware does not have what is asked for, the library takes something else without a
+word, so what it took is read back and anything else is refused. Quantisation of activations at run time is pinned for
+the same reason.
+
+Threads are explicit and unpinned, because several services share a machine's cores and the library over-counts them
+under a container quota (OpenVINO issue 37838). Streams share the weights; each stream has its own activations.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -94,7 +99,8 @@ class OpenVinoEngine:
         `options.optimize` changes nothing: the plugin has no unoptimised mode.
 
         Raises:
-            UnsupportedError: The device is not there, or an input or output has a type that cannot be served.
+            UnsupportedError: The device is not there, it does not compute in the artifact's execution precision, or an
+                input or output has a type that cannot be served.
             EngineError: Files are missing, or the library cannot load them.
         """
         xml, weights = _only(files, ".xml"), _only(files, ".bin")
@@ -105,21 +111,47 @@ class OpenVinoEngine:
                 raise UnsupportedError(f"openvino has no device {device} here; it has {', '.join(sorted(available))}")
             model = self._core.read_model(str(xml), str(weights))
             compiled = self._core.compile_model(model, device, _properties(options))
-            return OpenVinoSession(self._ov, model, compiled)
+            _check_precision(compiled, options)
+            return OpenVinoSession(self._ov, model, compiled, streams=max(options.streams, 1))
         except RuntimeError as exc:
             raise EngineError(f"openvino cannot load the model: {brief(without_source_positions(str(exc)))}") from exc
 
 
 def _properties(options: SessionOptions) -> dict[str, Any]:
+    """Settings of the compiled model; the hint only fills in what is not set here."""
+    streams = max(options.streams, 1)
     properties: dict[str, Any] = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": str(options.details.get("execution_precision", "f32")),
-        "NUM_STREAMS": "1",
+        "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+        "INFERENCE_PRECISION_HINT": _execution_precision(options),
+        "NUM_STREAMS": str(streams),
     }
     if options.device == "cpu":
-        properties["INFERENCE_NUM_THREADS"] = options.threads
+        properties["INFERENCE_NUM_THREADS"] = max(min(options.threads * streams, _usable_cores()), 1)
         properties["ENABLE_CPU_PINNING"] = False
+        properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(options.details.get("dynamic_quantization", 0))
     return properties
+
+
+def _execution_precision(options: SessionOptions) -> str:
+    return str(options.details.get("execution_precision", "")) or "f32"
+
+
+def _usable_cores() -> int:
+    """Cores that this process may run on: more threads than that only take turns."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _check_precision(compiled: Any, options: SessionOptions) -> None:
+    """Refuse where the library silently computes in another precision than the artifact was judged in."""
+    asked = _execution_precision(options)
+    found = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
+    if found != asked:
+        raise UnsupportedError(
+            f"the artifact computes in {asked}; openvino would compute in {found} on this machine's {options.device}:"
+            " use an artifact with execution_precision=f32, such as openvino-fp32"
+        )
 
 
 def _only(files: Mapping[str, Path], suffix: str) -> Path:
@@ -130,38 +162,58 @@ def _only(files: Mapping[str, Path], suffix: str) -> Path:
 
 
 class OpenVinoSession:
-    """A loaded model with one inference request: one caller at a time."""
+    """A loaded model with one inference request for each stream.
 
-    concurrent = False
+    As many callers as there are streams run at once; further ones wait for a request to come free.
+    """
 
-    def __init__(self, library: Any, model: Any, compiled: Any) -> None:
+    def __init__(self, library: Any, model: Any, compiled: Any, *, streams: int = 1) -> None:
         # Names are the read model's: compiling merges the names of tensors that it fuses and may hand out another one.
         self._ov = library
         self.inputs = _specs(model.inputs)
         self.outputs = _specs(model.outputs)
+        self.concurrent = streams > 1
         self._input_types = {spec.name: spec.datatype for spec in self.inputs}
-        self._request = compiled.create_infer_request()
+        self._open = True
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(streams):
+            self._idle.put(compiled.create_infer_request())
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Run once; the returned arrays are copies.
+        """Run once; the returned arrays are copies, because a request writes its next outputs over its last ones.
 
         Raises:
-            EngineError: The library failed, or an input is missing or unknown.
+            EngineError: The library failed, an input is missing or unknown, or the session is closed.
         """
         if feeds.keys() != self._input_types.keys():
             raise EngineError(f"the model has the inputs {sorted(self._input_types)}, the call brings {sorted(feeds)}")
+        request = self._idle.get()
         try:
-            dense = {name: np.asarray(array, order="C") for name, array in feeds.items()}  # kept alive during infer()
-            for index, name in enumerate(self._input_types):
-                self._request.set_input_tensor(index, self._tensor(name, dense[name]))
-            self._request.infer()
-            return {spec.name: self._output(index, spec) for index, spec in enumerate(self.outputs)}
+            if not self._open:
+                raise EngineError("the session is closed")
+            return self._run_on(request, feeds)
         except (RuntimeError, TypeError, ValueError) as exc:
             raise EngineError(f"openvino failed while running: {brief(without_source_positions(str(exc)))}") from exc
+        finally:
+            self._idle.put(request if self._open else None)
 
     def close(self) -> None:
-        """Free the request and, with it, the model."""
-        self._request = None
+        """Free the requests and, with the last of them, the model; calls that are running end first."""
+        self._open = False
+        try:
+            while self._idle.get_nowait() is not None:
+                continue
+        except Empty:
+            pass
+        self._idle.put(None)
+
+    def _run_on(self, request: Any, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The library releases the interpreter's lock while it infers, so callers on other requests run meanwhile."""
+        dense = {name: np.asarray(array, order="C") for name, array in feeds.items()}  # kept alive during infer()
+        for index, name in enumerate(self._input_types):
+            request.set_input_tensor(index, self._tensor(name, dense[name]))
+        request.infer()
+        return {spec.name: _output(request, index, spec) for index, spec in enumerate(self.outputs)}
 
     def _tensor(self, name: str, array: Array) -> Any:
         datatype = self._input_types[name]
@@ -171,9 +223,10 @@ class OpenVinoSession:
             return self._ov.Tensor(array, list(array.shape), self._ov.Type.bf16)
         return self._ov.Tensor(array, shared_memory=array.flags.writeable)
 
-    def _output(self, index: int, spec: TensorSpec) -> Array:
-        data: Array = np.array(self._request.get_output_tensor(index).data)
-        return data.view(np.uint16) if spec.datatype == "BF16" else data
+
+def _output(request: Any, index: int, spec: TensorSpec) -> Array:
+    data: Array = np.array(request.get_output_tensor(index).data)
+    return data.view(np.uint16) if spec.datatype == "BF16" else data
 
 
 def _specs(ports: Sequence[Any]) -> tuple[TensorSpec, ...]:

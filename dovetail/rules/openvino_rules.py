@@ -8,8 +8,10 @@ Names in `Contract.details` (written by `contract_for` unless said otherwise):
 * `ov_min`: oldest runtime release that reads it, "2026.4"; the producer's unless an older one was tried.
 * `producer_version`: OpenVINO that wrote it.
 * `execution_precision`: precision pinned at compile time on the node, "f32", "bf16", "f16"; "" means not pinned.
+* `dynamic_quantization`: group size by which activations may be quantised while running, 0 for never; pinned as well.
 * `compress_to_fp16`: True if the weights are stored in fp16.
-* `overflow_fix`: for int8, "disable", "first_layer_only" or "enable", as NNCF calls them.
+* `quantization`: "none", "static" (weights and activations) or "weights" (weights only).
+* `overflow_fix`: for static int8, "disable", "first_layer_only" or "enable", as NNCF calls them.
 * `runtime_requirements`: for blobs, the RUNTIME_REQUIREMENTS string inside; the build copies it here.
 * `npu_driver`: for blobs on an NPU, the driver that compiled it.
 
@@ -23,86 +25,15 @@ agent, which compare sha256 before every load.
 
 from __future__ import annotations
 
-from dovetail.contract import Contract, Detail
+from dovetail.contract import Contract
 from dovetail.fingerprint import Fingerprint
 from dovetail.hardware_class import has_vnni
-from dovetail.recipe import Option, Recipe
 from dovetail.rules import machine
-from dovetail.rules.base import ModelFacts, Reason, Rule, Verdict
-from dovetail.rules.versions import installed_version, minor_of, parse_version, version_text
+from dovetail.rules.base import Reason, Rule, Verdict
+from dovetail.rules.openvino_recipes import ENGINE, computes_bf16, contract_for, extra_recipes, prior, recipes
+from dovetail.rules.versions import installed_version, parse_version, version_text
 
-ENGINE = "openvino"
-QUANTIZABLE = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-TRANSFORMER = frozenset({"MatMul", "Softmax", "LayerNormalization"})
-"""Operators by which NNCF's transformer scheme is chosen (it quantises attention differently). Our heuristic."""
-
-
-def recipes(fingerprint: Fingerprint, model: ModelFacts) -> tuple[Recipe, ...]:
-    """fp32 and fp16-compressed IR on any CPU; int8 on x86 only, in the overflow flavour that this CPU needs.
-
-    Execution is pinned to f32 in all of them, so the same artifact gives the same numbers on every CPU (O2).
-    """
-    if fingerprint.runtime(ENGINE) is None or not (machine.is_x86(fingerprint) or machine.is_arm64(fingerprint)):
-        return ()
-    found = [
-        Recipe("openvino-fp32", ENGINE, "cpu", "fp32", _ir_options(model, compress_to_fp16=False)),
-        Recipe("openvino-fp16", ENGINE, "cpu", "fp16", _ir_options(model, compress_to_fp16=True)),
-    ]
-    if machine.is_x86(fingerprint) and (not model.operators or model.operators & QUANTIZABLE):
-        vnni = has_vnni(fingerprint.facts.cpu_features)
-        options = _int8_options(model, "disable" if vnni else "enable")
-        name = "openvino-int8" if vnni else "openvino-int8-ofix"
-        found.append(Recipe(name, ENGINE, "cpu", "int8", options, needs_calibration=True))
-    return tuple(found)
-
-
-def _ir_options(model: ModelFacts, *, compress_to_fp16: bool) -> dict[str, Option]:
-    return {"form": "ir", "compress_to_fp16": compress_to_fp16, "execution_precision": "f32", "opset": model.opset}
-
-
-def _int8_options(model: ModelFacts, overflow_fix: str) -> dict[str, Option]:
-    """NNCF 3.4's defaults, written out; overflow_fix takes NNCF's own spelling."""
-    return {
-        **_ir_options(model, compress_to_fp16=False),
-        "overflow_fix": overflow_fix,
-        "preset": "performance",
-        "target_device": "CPU",
-        "model_type": "transformer" if model.operators >= TRANSFORMER else "none",
-        "calibration_method": "minmax",
-        "subset_size": 300,
-        "fast_bias_correction": True,
-    }
-
-
-def contract_for(recipe: Recipe, model: ModelFacts, builder: Fingerprint, target: Fingerprint) -> Contract:
-    """Any 64-bit CPU (O7 says where int8 is right), from the builder's own release of the runtime on."""
-    library = builder.runtime(ENGINE)
-    version = library.version if library else ""
-    details: dict[str, Detail] = {
-        "form": "ir",
-        "ir_version": 11,
-        "ov_min": minor_of(version),
-        "producer_version": ".".join(str(part) for part in parse_version(version)),
-        "execution_precision": str(recipe.options.get("execution_precision", "f32")),
-        "compress_to_fp16": bool(recipe.options.get("compress_to_fp16", False)),
-    }
-    arches = frozenset({"x86_64", "aarch64"})
-    if recipe.precision == "int8":
-        details["overflow_fix"] = str(recipe.options.get("overflow_fix", "disable"))
-    return Contract(ENGINE, recipe.device, recipe.precision, arches=arches, details=details)
-
-
-def prior(contract: Contract, fingerprint: Fingerprint) -> float:
-    """Speed relative to ONNX Runtime fp32 here. Prior, unmeasured; all are guesses.
-
-    Execution is pinned to f32, so fp16 weights only save memory traffic at load.
-    """
-    if not machine.is_x86(fingerprint):
-        return 0.9  # guess: the ARM plugin is younger than ONNX Runtime's kernels
-    home = 1.1 if fingerprint.facts.cpu_vendor == "GenuineIntel" else 1.0  # guess: tuned by the CPU's vendor
-    if contract.precision != "int8":
-        return home
-    return home * (2.6 if has_vnni(fingerprint.facts.cpu_features) else 1.5)  # guess: as ONNX Runtime's, fuses more
+__all__ = ["ENGINE", "RULES", "contract_for", "extra_recipes", "prior", "recipes"]
 
 
 def o1_ir_is_read_by_the_runtime(contract: Contract, fingerprint: Fingerprint) -> Reason | None:
@@ -127,22 +58,34 @@ def o1_ir_is_read_by_the_runtime(contract: Contract, fingerprint: Fingerprint) -
 def o2_precision_is_pinned(contract: Contract, fingerprint: Fingerprint) -> Reason | None:
     """O2: the IR is portable but its numbers are not: unless pinned, a CPU with bf16 computes in bf16.
 
+    A pinned precision that the CPU does not have is replaced by the library without a word (bf16 by f32, f16 by f32 or
+    bf16), so what was judged is not what would run; the engine refuses to load it.
+
     Source: OpenVINO documentation, "Precision control"; OpenVINO issues 24501 and 27795 (different results on
-    different CPUs). That asking for f16 on x86 gives bf16 was observed with 2026.4.1.
+    different CPUs). That asking for bf16 gives f32 on AVX2, and f16 gives bf16 on x86 that has it, was observed with
+    2026.4.1.
     """
     if contract.device != "cpu" or contract.text("form", "ir") != "ir":
         return None
     pinned = contract.text("execution_precision")
-    features = fingerprint.facts.cpu_features
-    native = "bf16" if features & {"avx512_bf16", "amx_bf16"} else "f16" if "asimdhp" in features else "f32"
-    way_out = "build it with execution_precision=f32"
+    native = _native_precision(fingerprint)
     if not pinned and native != "f32":
         has = f"a CPU on which OpenVINO chooses {native}"
+        way_out = "build it with execution_precision=f32"
         return Reason("O2", Verdict.SUBOPTIMAL, "a pinned execution precision", has, way_out)
     if pinned in ("bf16", "f16") and pinned != native:
         has = f"a CPU that computes in {native}"
-        return Reason("O2", Verdict.SUBOPTIMAL, f"{pinned} arithmetic", has, way_out)
+        way_out = "ask for openvino-fp16 or openvino-fp32, which compute in f32 everywhere"
+        return Reason("O2", Verdict.RECOMPILE, f"{pinned} arithmetic", has, way_out)
     return None
+
+
+def _native_precision(fingerprint: Fingerprint) -> str:
+    """What OpenVINO computes in on this CPU if it is not told otherwise."""
+    features = fingerprint.facts.cpu_features
+    if machine.is_x86(fingerprint):
+        return "bf16" if computes_bf16(features) else "f32"
+    return "f16" if machine.is_arm64(fingerprint) and "asimdhp" in features else "f32"
 
 
 def o3_device_is_there(contract: Contract, fingerprint: Fingerprint) -> Reason | None:
@@ -184,12 +127,12 @@ def o4_blob_was_made_by_this_runtime(contract: Contract, fingerprint: Fingerprin
 
 
 def o7_int8_is_right_on_this_cpu(contract: Contract, fingerprint: Fingerprint) -> Reason | None:
-    """O7: int8 is for x86, in the overflow flavour of this CPU; ARM runs it in fp16 with more memory.
+    """O7: static int8 is for x86, in the overflow flavour of this CPU; ARM runs it in fp16 with more memory.
 
-    Source: NNCF 3.4 OverflowFix docstring (saturation before VNNI, half range as the fix); openvino_build_deploy issue
-    440 (very limited int8 on ARM).
+    Source: NNCF 3.4 OverflowFix docstring (saturation before VNNI, half range as the fix); openvino_build_deploy pull
+    request 440 (very limited int8 on ARM).
     """
-    if contract.precision != "int8" or contract.device != "cpu":
+    if contract.precision != "int8" or contract.device != "cpu" or contract.text("quantization") == "weights":
         return None
     features = fingerprint.facts.cpu_features
     fix = contract.text("overflow_fix", "disable")
@@ -209,6 +152,28 @@ def o7_int8_is_right_on_this_cpu(contract: Contract, fingerprint: Fingerprint) -
         return Reason(
             "O7", Verdict.SUBOPTIMAL, needs, "VNNI, so half the int8 range is wasted", "ask for openvino-int8"
         )
+    return None
+
+
+def o7_compressed_weights_are_unpacked_fast(contract: Contract, fingerprint: Fingerprint) -> Reason | None:
+    """O7, compressed weights: x86 unpacks them inside its kernels; ARM turns them back into fp16 when it loads.
+
+    They never saturate: the arithmetic stays float, unless dynamic quantisation is asked for, which needs VNNI to be
+    what it was judged as.
+
+    Source: openvino_build_deploy pull request 440 (no int4 and very limited int8 on ARM, quantised models run in fp16
+    and take more memory). That the group size changes no output on AVX2 without VNNI was observed with 2026.4.1.
+    """
+    if contract.device != "cpu" or contract.text("quantization") != "weights":
+        return None
+    bits = contract.precision
+    if machine.is_arm64(fingerprint):
+        needs = f"OpenVINO kernels for {bits} weights, which are for x86"
+        return Reason("O7", Verdict.UNSUPPORTED, needs, "an ARM CPU", "use ort-int8-dynamic, or openvino-fp16")
+    grouped = contract.number("dynamic_quantization") > 0
+    if grouped and machine.is_x86(fingerprint) and not has_vnni(fingerprint.facts.cpu_features):
+        way_out = f"ask for openvino-{bits}-weights, which keeps activations in float"
+        return Reason("O7", Verdict.RECOMPILE, "VNNI for int8 activations", "an x86 CPU without it", way_out)
     return None
 
 
@@ -257,6 +222,7 @@ RULES: tuple[Rule, ...] = (
     o3_device_is_there,
     o4_blob_was_made_by_this_runtime,
     o7_int8_is_right_on_this_cpu,
+    o7_compressed_weights_are_unpacked_fast,
     o8_arm_has_dot_product,
     o9_npu_driver_is_the_same,
 )
