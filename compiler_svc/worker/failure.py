@@ -9,6 +9,7 @@ import signal
 
 from compiler_svc.worker.build_spec import ChildLimits
 from compiler_svc.worker.child_failure import ChildFailure, FailureKind
+from compiler_svc.worker.confined import EXIT_MEMORY, EXIT_PROCESSES
 from dovetail.errors import (
     BuildFailedError,
     CancelledError,
@@ -70,6 +71,11 @@ def failure_of_death(returncode: int, phase: str, log_tail: str, limits: ChildLi
         limits: What it was allowed.
     """
     number = -returncode if returncode < 0 else 0
+    if returncode == EXIT_PROCESSES:
+        text = f"the task had more than {limits.processes} processes while {phase}; raise processes if it needs them"
+        return _resource("too_many_processes", text, log_tail)
+    if returncode == EXIT_MEMORY:
+        return _resource("out_of_memory", _NO_MEMORY_TEXT, log_tail)
     if number == signal.SIGXCPU:
         text = f"the task used its {limits.cpu_s} s of CPU time while {phase}; raise cpu_s if the model is worth it"
         return _resource("cpu_limit", text, log_tail)

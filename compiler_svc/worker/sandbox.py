@@ -2,7 +2,7 @@
 """Starts a child process for one task, watches it, and says how it ended.
 
 What lives here: the parent's side, on the event loop: start, progress, wall clock, kill, and reading the result back as
-values. The child limits itself (`compiler_svc.worker.child`); here nothing of what it wrote is believed without a
+values. Rights and limits are taken from the child by `confined`; here nothing of what it wrote is believed without a
 check, because it ran hostile input: names are plain, files are regular and inside its directory, digests are computed
 anew.
 
@@ -22,6 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from compiler_svc.intake.limits import WEIGHTS_FILE
+from compiler_svc.support import EngineSupport
 from compiler_svc.worker.build_spec import (
     LOG_FILE,
     MAX_RESULT_BYTES,
@@ -44,6 +46,7 @@ from dovetail.contract import Contract
 from dovetail.digest import check_name, sha256_file
 from dovetail.errors import ErrorCode, InvalidInputError
 from dovetail.gate import GateReport
+from dovetail.ranges import DimRange
 from dovetail.recipe import Recipe
 from dovetail.tensor import TensorSpec
 
@@ -109,6 +112,7 @@ async def run_task(
 
     with (directory / LOG_FILE).open("ab") as log:
         process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "compiler_svc.worker.confined", str(directory)),
             *(sys.executable, "-P", *program, str(directory)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -190,24 +194,25 @@ def _outcome(directory: Path, returncode: int, phase: str, limits: ChildLimits) 
         if path.stat().st_size > MAX_RESULT_BYTES:
             return _unreadable(f"a result of {path.stat().st_size} bytes", tail)
         document = json.loads(path.read_text(encoding="utf-8"))
-        isolated = bool(document.get("network_isolated", False))
+        confined = tuple(str(name) for name in document.get("confined", ()))
         if "intake" in document:
-            return _intake_outcome(document["intake"], directory, isolated)
+            return _intake_outcome(document["intake"], directory, confined)
         if "build" in document:
-            return _build_result(document["build"], directory, isolated)
+            return _build_result(document["build"], directory, confined)
         failure = ChildFailure.from_json(document["failure"], log_tail=tail)
         return replace(failure, message=_public(failure.message, directory))
     except (InvalidInputError, AttributeError, KeyError, TypeError, ValueError, OSError) as exc:
         return _unreadable(f"a result that is not readable ({type(exc).__name__})", tail)
 
 
-def _intake_outcome(body: Mapping[str, Any], directory: Path, isolated: bool) -> IntakeOutcome:
+def _intake_outcome(body: Mapping[str, Any], directory: Path, confined: tuple[str, ...]) -> IntakeOutcome:
     model = _checked_file(directory, "model.onnx")
+    weights = _checked_file(directory, WEIGHTS_FILE) if body["weights"] else None
     return IntakeOutcome(
         model=model,
         model_digest=str(body["model_digest"]),
         file_digest=sha256_file(model),
-        size_bytes=model.stat().st_size,
+        size_bytes=model.stat().st_size + (weights.stat().st_size if weights else 0),
         opset=int(body["opset"]),
         ir_version=int(body["ir_version"]),
         inputs=tuple(TensorSpec.from_json(item) for item in body["inputs"]),
@@ -217,11 +222,14 @@ def _intake_outcome(body: Mapping[str, Any], directory: Path, isolated: bool) ->
         notes=tuple(str(note) for note in body["notes"]),
         calibration=read_sample_facts(body["calibration"]),
         validation=read_sample_facts(body["validation"]),
-        network_isolated=isolated,
+        confined=confined,
+        weights=weights,
+        support=tuple(EngineSupport.from_json(item) for item in body["support"]),
+        ranges=tuple(DimRange.from_json(item) for item in body["ranges"]),
     )
 
 
-def _build_result(body: Mapping[str, Any], directory: Path, isolated: bool) -> BuildResult:
+def _build_result(body: Mapping[str, Any], directory: Path, confined: tuple[str, ...]) -> BuildResult:
     return BuildResult(
         files=tuple(_built_file(item, directory) for item in body["files"]),
         recipe=Recipe.from_json(body["recipe"]),
@@ -232,7 +240,7 @@ def _build_result(body: Mapping[str, Any], directory: Path, isolated: bool) -> B
         labels={str(key): str(value) for key, value in body["labels"].items()},
         max_batch_size=int(body["max_batch_size"]),
         toolchain={str(key): str(value) for key, value in body["toolchain"].items()},
-        network_isolated=isolated,
+        confined=confined,
     )
 
 

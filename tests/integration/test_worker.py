@@ -17,11 +17,13 @@ import pytest
 
 from compiler_svc.settings import CompilerSettings
 from compiler_svc.worker.child_failure import ChildFailure, FailureKind
-from compiler_svc.worker.publish import same_arithmetic
+from compiler_svc.worker.sandbox import run_task
 from compiler_svc.worker.settings import WorkerSettings
 from dovetail.artifact import Manifest
 from dovetail.errors import InvalidInputError
 from dovetail.gate import GateReport
+from dovetail.layers import Layer, LayerReport
+from dovetail.negotiation import check
 from dovetail.pb.v1 import artifacts_pb2, compiler_pb2, registry_pb2
 from dovetail.pb.v1.registry_pb2_grpc import ModelRegistryStub
 from dovetail.rpc.channel import open_channel
@@ -73,15 +75,17 @@ async def test_build_gets_the_model_its_samples_and_the_policy(mesh: Mesh) -> No
     assert manifest.goldens_file().name == "goldens.npz"
 
 
-async def test_artifact_for_other_silicon_is_not_called_verified_there(mesh: Mesh) -> None:
+async def test_artifact_that_nobody_can_prove_there_names_the_class_it_was_proven_on(mesh: Mesh) -> None:
     vnni = machine_of("xeon-cascade-lake-vnni")
 
     async with worker(mesh, XEON, run=ScriptedBuild()):
         events = await mesh.compile("digits", "ort-fp32", fingerprint_json=vnni.to_bytes())
     manifest = await manifest_of(mesh, events[-1].build.artifact_key)
 
-    assert manifest.verified == "no"
-    assert same_arithmetic(vnni, vnni)
+    assert (manifest.verified, manifest.verified_isa) == ("native", "x86-64-v4")
+    assert manifest.labels["gate_ran_on"] == "x86-64-v4 (native)"
+    assert [reason.rule for reason in check(manifest, vnni)[1]] == ["verified"]
+    assert "verified" not in [reason.rule for reason in check(manifest, XEON)[1]]
 
 
 async def test_failure_is_typed_remembered_and_shows_the_gate(mesh: Mesh) -> None:
@@ -103,6 +107,19 @@ async def test_failure_is_typed_remembered_and_shows_the_gate(mesh: Mesh) -> Non
     assert not forced.cached
     assert len(script.specs) == 2
     assert list((await mesh.artifacts.ListArtifacts(artifacts_pb2.ListArtifactsRequest())).artifacts) == []
+
+
+async def test_layer_report_of_a_missed_gate_comes_with_its_build_and_not_with_lists(mesh: Mesh) -> None:
+    report = LayerReport("ort-fp32", "onnxruntime", "fp32", layers=(Layer("conv1", 9.3),), tries=("k=1: SNR 9.3 dB",))
+    script = ScriptedBuild(failure=ChildFailure(FailureKind.DETERMINISTIC, "gate_missed", "missed", layers=report))
+
+    async with worker(mesh, XEON, run=script):
+        build = await compile_fp32(mesh)
+    alone = await mesh.compiler.GetBuild(compiler_pb2.GetBuildRequest(artifact_key=build.artifact_key))
+    listed = await mesh.compiler.ListBuilds(compiler_pb2.ListBuildsRequest(model="digits"))
+
+    assert LayerReport.from_bytes(alone.layers_json) == report
+    assert [item.layers_json for item in listed.builds] == [b""]
 
 
 async def test_lost_input_fails_the_build_and_not_the_worker(mesh: Mesh) -> None:
@@ -147,6 +164,28 @@ async def test_cancelled_build_stops_its_child_and_publishes_nothing(mesh: Mesh)
 
     assert build.phase == CANCELLED
     assert not script.directories[0].exists()
+
+
+async def test_worker_lives_on_after_poison_and_does_not_try_it_twice(mesh: Mesh) -> None:
+    tried: list[str] = []
+
+    async def run(directory: Path, spec: Any, limits: Any, on_progress: Any) -> Any:
+        tried.append(spec.recipe.name)
+        if spec.recipe.name != "ort-fp32":
+            return await ScriptedBuild()(directory, spec, limits, on_progress)
+        poison = ("-c", "import os; os.abort()")
+        return await run_task(directory, spec, limits=limits, on_progress=on_progress, threads=1, program=poison)
+
+    async with worker(mesh, XEON, run=run):
+        first = await compile_fp32(mesh)
+        second = await compile_fp32(mesh)
+        other = (await mesh.compile("digits", "ort-int8-dynamic", fingerprint_json=XEON.to_bytes()))[-1].build
+
+    assert (first.phase, first.failure.code) == (FAILED, "crash")
+    assert "SIGABRT" in first.failure.message
+    assert (second.phase, second.cached) == (FAILED, True)
+    assert other.phase == READY
+    assert tried == ["ort-fp32", "ort-int8-dynamic"]
 
 
 async def test_long_build_keeps_its_lease(mesh: Mesh) -> None:
