@@ -74,6 +74,11 @@ class BenchmarkRecord:
     cpu_ms: float = 0.0
 
     @property
+    def settings_key(self) -> tuple[str, str, int, int, int]:
+        """Class, scenario and settings: of two records with equal keys the newer one replaces the older."""
+        return (self.hardware_class, self.scenario, self.batch, self.threads, self.streams)
+
+    @property
     def speedup(self) -> float:
         """Baseline median over this median; 0 without a baseline."""
         return self.baseline_p50_ms / self.p50_ms if self.p50_ms > 0 and self.baseline_p50_ms > 0 else 0.0

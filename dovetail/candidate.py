@@ -30,11 +30,13 @@ class Candidate:
         benchmarks: Figures from nodes; those in the manifest are added. Of any class; records that make no sense
             (zero, negative, not finite) are left out.
         contract_key: Equal for equal contracts, the memory apart.
-        flaws: Reasons that hold on every machine: gate not passed, not verified natively.
+        flaws: Reasons that hold on every machine of the class it was verified on: gate not passed, not natively.
+        flaws_elsewhere: Reasons that hold on all other machines, where its gate proves nothing.
         size_bytes: Of the files that the engine loads.
         min_memory_bytes: As in the contract.
         accuracy: Task metric measured by the gate, a fraction; None without labels.
-        tail: Last part of its place: how it was verified, size, key.
+        tail: Last part of its place on that class: how it was verified, size, key.
+        tail_elsewhere: The same on all other machines.
         latency_figures: Hardware class -> its record of the smallest batch.
         throughput_figures: Hardware class -> its record of the highest throughput.
     """
@@ -43,10 +45,12 @@ class Candidate:
     benchmarks: Sequence[BenchmarkRecord] = ()
     contract_key: str = field(init=False)
     flaws: tuple[Reason, ...] = field(init=False)
+    flaws_elsewhere: tuple[Reason, ...] = field(init=False, repr=False)
     size_bytes: int = field(init=False)
     min_memory_bytes: int = field(init=False)
     accuracy: float | None = field(init=False)
     tail: tuple[int, int, str] = field(init=False, repr=False)
+    tail_elsewhere: tuple[int, int, str] = field(init=False, repr=False)
     latency_figures: Mapping[str, BenchmarkRecord] = field(init=False, repr=False)
     throughput_figures: Mapping[str, BenchmarkRecord] = field(init=False, repr=False)
 
@@ -56,29 +60,51 @@ class Candidate:
         size_bytes = manifest.size_bytes
         computed = {
             "contract_key": _contract_key(manifest.contract),
-            "flaws": _flaws(manifest),
+            "flaws": _flaws(manifest, manifest.verified),
+            "flaws_elsewhere": _flaws(manifest, "no"),
             "size_bytes": size_bytes,
             "min_memory_bytes": manifest.contract.min_memory_bytes,
             "accuracy": manifest.gate.metric_candidate,
             "tail": (_VERIFIED_ORDER.get(manifest.verified, 2), size_bytes, manifest.artifact_key),
+            "tail_elsewhere": (_VERIFIED_ORDER["no"], size_bytes, manifest.artifact_key),
             "latency_figures": _best_of_each_class(records, Objective.LATENCY),
             "throughput_figures": _best_of_each_class(records, Objective.THROUGHPUT),
         }
         for name, value in computed.items():
             object.__setattr__(self, name, value)
 
+    def flaws_on(self, isa_class: str) -> tuple[Reason, ...]:
+        """Reasons that hold on every machine of that class."""
+        return self.flaws if self.manifest.verified_isa in ("", isa_class) else self.flaws_elsewhere
 
-def _flaws(manifest: Manifest) -> tuple[Reason, ...]:
-    """Reasons that hold on every machine."""
+    def tail_on(self, isa_class: str) -> tuple[int, int, str]:
+        """Last part of its place on a machine of that class; a native gate comes first, then an emulated one."""
+        return self.tail if self.manifest.verified_isa in ("", isa_class) else self.tail_elsewhere
+
+
+def _flaws(manifest: Manifest, verified: str) -> tuple[Reason, ...]:
+    """Reasons that hold on every machine for which it counts as verified like that."""
     found: list[Reason] = []
     if not manifest.gate.passed:
         has = "; ".join(manifest.gate.failures[:2]) or "one that failed"
         found.append(Reason("gate", Verdict.UNSUPPORTED, "a passed accuracy gate", has, "build it again"))
-    if manifest.verified != "native":
-        has = "one that ran under emulation" if manifest.verified == "emulated" else "none yet"
-        way_out = "its goldens decide when it is loaded; a worker of this class would verify it"
-        found.append(Reason("verified", Verdict.SUBOPTIMAL, "a gate that ran on its own class", has, way_out))
+    if verified != "native":
+        found.append(_unproven(manifest, verified))
     return tuple(found)
+
+
+def _unproven(manifest: Manifest, verified: str) -> Reason:
+    """Why the gate says less than one that ran on this machine's own kind of CPU.
+
+    fp32 is treated like int8: its results differ in the last bits only, but that is what the gate would have shown.
+    """
+    if verified == "emulated":
+        has, way_out = "one that ran under emulation", "a worker of this class would verify it natively"
+    else:
+        has = f"one that ran on {manifest.verified_isa}" if manifest.verified_isa else "none yet"
+        way_out = "a worker of this class, or one that emulates it, would verify it"
+    way_out = f"its goldens are replayed here before it serves; {way_out}"
+    return Reason("verified", Verdict.SUBOPTIMAL, "a gate that ran on this class of CPU", has, way_out)
 
 
 def _contract_key(contract: Contract) -> str:
@@ -92,15 +118,35 @@ def _usable(record: BenchmarkRecord) -> bool:
 
 
 def _best_of_each_class(records: Iterable[BenchmarkRecord], objective: Objective) -> Mapping[str, BenchmarkRecord]:
-    """Class key -> the record that counts: steady, then of the smallest batch or highest throughput, then newest."""
+    """Class key -> the record that counts: steady, then of the best settings for the objective.
+
+    For latency those are one request at a time, the smallest batch, then the least median; for throughput the highest.
+    Of several records of the same settings the newest counts.
+    """
 
     def merit(record: BenchmarkRecord) -> tuple[float, ...]:
-        first = record.throughput if objective is Objective.THROUGHPUT else -record.batch
-        return (record.steady, first, record.measured_at_ms, -record.p50_ms, -record.p99_ms, record.peak_rss_bytes)
+        alone = record.streams == 1 and record.scenario == "single_stream"
+        first = (record.throughput,) if objective is Objective.THROUGHPUT else (alone, -record.batch)
+        return (record.steady, *first, -record.p50_ms, -record.p99_ms, record.measured_at_ms, record.peak_rss_bytes)
 
     best: dict[str, BenchmarkRecord] = {}
-    for record in records:
+    for record in _newest(records):
         known = best.get(record.hardware_class)
         if known is None or merit(record) > merit(known):
             best[record.hardware_class] = record
     return best
+
+
+def _newest(records: Iterable[BenchmarkRecord]) -> Iterable[BenchmarkRecord]:
+    """One record for each class and settings; steady ones apart, so that a disturbed look hides none."""
+
+    def age(record: BenchmarkRecord) -> tuple[float, ...]:
+        return (record.measured_at_ms, -record.p50_ms, -record.p99_ms, record.throughput, record.peak_rss_bytes)
+
+    newest: dict[tuple[object, ...], BenchmarkRecord] = {}
+    for record in records:
+        key = (record.steady, *record.settings_key)
+        known = newest.get(key)
+        if known is None or age(record) > age(known):
+            newest[key] = record
+    return newest.values()

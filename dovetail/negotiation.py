@@ -14,12 +14,16 @@ fits at all is in `dovetail.rules`; measuring is in `dovetail.engines.measure`; 
 Where latency or throughput was not measured here it is predicted: the reference of this model and class (its fp32
 latency, measured or implied by what was) divided by the documented prior, made worse by `GUESS` because it is
 one, and by `DOUBT` where the verdict is only SUBOPTIMAL. A measured artifact is ranked by its figures alone, also when
-it is SUBOPTIMAL: the figures hold what the rule fears. Ties are broken by verdict, then by how it was verified
-(natively, emulated, not), then size, then key, so equal inputs in any order give one ranking.
+it is SUBOPTIMAL: the figures hold what the rule fears. Ties are broken by verdict, then by how it was verified on this
+class of CPU (natively, emulated, not), then size, then key, so equal inputs in any order give one ranking.
 
-**Laws** (tested): nothing RECOMPILE or UNSUPPORTED is offered; every refusal has a reason; another artifact never
-changes the order of the measured ones among each other, nor of the unmeasured ones, and with the reference given it
-changes no order at all.
+**Intervals.** What `dovetail.ranking` cannot tell apart shares a rank number, ordered by: a figure before a guess,
+verdict, how it was verified, accuracy, size, key. One that is clearly worse than another never stands before it.
+
+**Laws** (tested): nothing RECOMPILE or UNSUPPORTED is offered; every refusal has a reason; where figures have no
+intervals, another artifact never changes the order of the measured ones among each other, nor of the unmeasured ones,
+and with the reference given it changes no order at all; where they have, it never changes which of two that can be
+told apart comes first.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from operator import itemgetter
 from types import MappingProxyType
 
@@ -36,8 +41,9 @@ from dovetail.benchmark import BenchmarkRecord
 from dovetail.candidate import Candidate
 from dovetail.contract import Contract
 from dovetail.fingerprint import Fingerprint
-from dovetail.hardware_class import hardware_class
+from dovetail.hardware_class import HardwareClass, hardware_class, isa_class
 from dovetail.offer import Assessment, BuildOrder, Objective, Offer, Wanted
+from dovetail.ranking import Span, arranged, has_interval, rank_numbers, span
 from dovetail.recipe import Recipe
 from dovetail.rules import ModelFacts, Reason, Verdict, all_rules, machine, rules_for
 
@@ -65,7 +71,7 @@ _BYTES_PER_WEIGHT = {"fp32": 4.0, "tf32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8":
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """What the rules say of all artifacts with equal contracts, memory apart.
+    """What holds for all artifacts with equal contracts and flaws, memory apart.
 
     `speed` is what an unmeasured one is credited with: its prior, less `GUESS` and `DOUBT`.
     """
@@ -79,6 +85,8 @@ class _Fit:
 
 
 _Row = tuple[Candidate, _Fit, BenchmarkRecord | None]
+_Placed = tuple[int, _Row]
+"""A row with the number of its group, equal for rows that the measurements cannot tell apart."""
 _Columns = tuple[list[float], list[float]]
 """For each row what it is ranked by, and what breaks ties; smaller is better."""
 
@@ -106,17 +114,20 @@ def negotiate(
             measured.
     """
     where = hardware_class(fingerprint)
-    rows = _judged(fingerprint, candidates, where.key, objective, accuracy_floor)
+    rows = _judged(fingerprint, candidates, where, objective, accuracy_floor)
     offered = [row for row in rows if row[1].offered]
     refused = [row for row in rows if not row[1].offered]
     if reference is None:
         reference = _reference(offered, objective)
-    ladder = _assessed(_pinned(_in_order(offered, objective, reference), pin), objective, first_rank=1)
-    others = _assessed(sorted(refused, key=lambda row: (row[1].verdict, row[0].tail)), objective, first_rank=0)
+    placed = _pinned(_in_order(offered, objective, reference, where.isa_class), pin)
+    ranks = rank_numbers((group for group, _ in placed), first_alone=bool(pin))
+    ladder = _assessed([row for _, row in placed], ranks, objective)
+    least_bad = sorted(refused, key=lambda row: (row[1].verdict, row[0].tail_on(where.isa_class)))
+    others = _assessed(least_bad, repeat(0), objective)
     return Offer(
         choice=ladder[0] if ladder else None,
         assessments=(*ladder, *others),
-        better=_missing(wanted, ladder, others, objective, reference),
+        better=_missing(wanted, ladder, others, objective, reference, where.isa_class),
         basis=_basis(ladder),
         objective=objective,
         hardware_class=where,
@@ -129,7 +140,9 @@ def check(manifest: Manifest, fingerprint: Fingerprint) -> tuple[Verdict, tuple[
     Returns:
         The worst verdict and all reasons, worst first.
     """
-    fit = _own_fit(Candidate(manifest), _fit(manifest.contract, fingerprint), fingerprint, accuracy_floor=0.0)
+    isa = isa_class(fingerprint.facts.arch, fingerprint.facts.cpu_features)
+    candidate = Candidate(manifest)
+    fit = _own_fit(candidate, _fit(manifest.contract, fingerprint, candidate.flaws_on(isa)), fingerprint, 0.0)
     return fit.verdict, fit.reasons
 
 
@@ -167,39 +180,39 @@ def wanted_builds(
 def _judged(
     fingerprint: Fingerprint,
     candidates: Iterable[Candidate],
-    class_key: str,
+    where: HardwareClass,
     objective: Objective,
     accuracy_floor: float,
 ) -> list[_Row]:
     """One row for each candidate. Rules run once for each distinct contract, which is what makes this fast."""
     by_throughput = objective is Objective.THROUGHPUT
-    fits: dict[str, _Fit] = {}
+    fits: dict[tuple[str, tuple[Reason, ...]], _Fit] = {}
     rows: list[_Row] = []
     for candidate in candidates:
-        fit = fits.get(candidate.contract_key)
+        flaws = candidate.flaws_on(where.isa_class)
+        fit = fits.get((candidate.contract_key, flaws))
         if fit is None:
-            fit = fits[candidate.contract_key] = _fit(candidate.manifest.contract, fingerprint)
-        if candidate.flaws or accuracy_floor > 0 or candidate.min_memory_bytes > fit.roomy_bytes:
+            fit = fits[candidate.contract_key, flaws] = _fit(candidate.manifest.contract, fingerprint, flaws)
+        if accuracy_floor > 0 or candidate.min_memory_bytes > fit.roomy_bytes:
             fit = _own_fit(candidate, fit, fingerprint, accuracy_floor)
         figures = candidate.throughput_figures if by_throughput else candidate.latency_figures
-        rows.append((candidate, fit, figures.get(class_key)))
+        rows.append((candidate, fit, figures.get(where.key)))
     return rows
 
 
-def _fit(contract: Contract, fingerprint: Fingerprint) -> _Fit:
+def _fit(contract: Contract, fingerprint: Fingerprint, flaws: Iterable[Reason]) -> _Fit:
     rules = rules_for(contract.engine)
     if rules is None:
-        return _made_fit([_unknown_engine(contract.engine)], 0.0, math.inf)
+        return _made_fit([_unknown_engine(contract.engine), *flaws], 0.0, math.inf)
     found = (rule(contract, fingerprint) for rule in rules.RULES if rule is not machine.memory_fits)
-    reasons = [reason for reason in found if reason is not None]
+    reasons = [*(reason for reason in found if reason is not None), *flaws]
     return _made_fit(reasons, rules.prior(contract, fingerprint), machine.roomy_bytes(contract.device, fingerprint))
 
 
 def _own_fit(candidate: Candidate, fit: _Fit, fingerprint: Fingerprint, accuracy_floor: float) -> _Fit:
-    """The same with what concerns this artifact alone: its flaws, its need of memory, its accuracy."""
-    memory = machine.memory_fits(candidate.manifest.contract, fingerprint)
-    accuracy = _accuracy_reason(candidate, accuracy_floor)
-    own = [*candidate.flaws, *(reason for reason in (memory, accuracy) if reason is not None)]
+    """The same with what concerns this artifact alone: its need of memory, its accuracy."""
+    found = machine.memory_fits(candidate.manifest.contract, fingerprint), _accuracy_reason(candidate, accuracy_floor)
+    own = [reason for reason in found if reason is not None]
     return _made_fit([*fit.reasons, *own], fit.prior_speed, fit.roomy_bytes) if own else fit
 
 
@@ -242,13 +255,22 @@ _VALUES: Mapping[Objective, Callable[[Sequence[_Row], float], _Columns]] = {
 }
 
 
-def _in_order(rows: Sequence[_Row], objective: Objective, reference: float) -> list[_Row]:
-    """Offered rows, best first. The index is last so that the sort never compares rows."""
+def _in_order(rows: Sequence[_Row], objective: Objective, reference: float, isa: str) -> list[_Placed]:
+    """Offered rows, best first, with their groups. The index is last so that the sort never compares rows."""
     values, ties = _VALUES[objective](rows, reference)
-    verdicts = [fit.verdict for _, fit, _ in rows]
-    tails = [candidate.tail for candidate, _, _ in rows]
-    places = sorted(zip(values, ties, verdicts, tails, range(len(rows)), strict=True))
-    return [rows[place[-1]] for place in places]
+    tails = [candidate.tail_on(isa) for candidate, _, _ in rows]
+    spread = [has_interval(record, objective) for _, _, record in rows]
+    if not any(spread):
+        verdicts = [fit.verdict for _, fit, _ in rows]
+        places = sorted(zip(values, ties, verdicts, tails, range(len(rows)), strict=True))
+        return [(place[-1], rows[place[-1]]) for place in places]
+    told = zip(values, rows, strict=True)
+    spans = [Span(value, value, value) if row[2] is None else span(row[2], objective) for value, row in told]
+    last = [
+        (record is None, fit.verdict, tail[0], -(candidate.accuracy or 0.0), tail)
+        for tail, (candidate, fit, record) in zip(tails, rows, strict=True)
+    ]
+    return [(group, rows[index]) for index, group in arranged(spans, spread, last)]
 
 
 def _reference(rows: Iterable[_Row], objective: Objective) -> float:
@@ -266,18 +288,18 @@ def _reference(rows: Iterable[_Row], objective: Objective) -> float:
     return statistics.median(said) if said else 1.0
 
 
-def _pinned(rows: list[_Row], pin: str) -> list[_Row]:
+def _pinned(placed: list[_Placed], pin: str) -> list[_Placed]:
     """The pinned one first, if it is among them."""
     if not pin:
-        return rows
-    return sorted(rows, key=lambda row: row[0].manifest.artifact_key != pin)
+        return placed
+    return sorted(placed, key=lambda place: place[1][0].manifest.artifact_key != pin)
 
 
-def _assessed(rows: Iterable[_Row], objective: Objective, *, first_rank: int) -> list[Assessment]:
-    """Assessments in that order; a first rank of 0 means that none of them is offered."""
+def _assessed(rows: Sequence[_Row], ranks: Iterable[int], objective: Objective) -> list[Assessment]:
+    """Assessments in that order; a rank of 0 means that it is not offered."""
     by_size, by_memory = objective is Objective.SIZE, objective is Objective.MEMORY
     found: list[Assessment] = []
-    for rank, (candidate, fit, record) in enumerate(rows, start=1):
+    for rank, (candidate, fit, record) in zip(ranks, rows, strict=False):
         measured = by_size or (record is not None and not (by_memory and record.peak_rss_bytes == 0))
         manifest = candidate.manifest
         found.append(
@@ -286,7 +308,7 @@ def _assessed(rows: Iterable[_Row], objective: Objective, *, first_rank: int) ->
                 manifest,
                 fit.verdict,
                 fit.reasons,
-                rank * first_rank,
+                rank,
                 measured,
                 record,
                 fit.prior_speed,
@@ -301,15 +323,17 @@ def _missing(
     refused: Iterable[Assessment],
     objective: Objective,
     reference: float,
+    isa: str,
 ) -> tuple[BuildOrder, ...]:
-    """Wanted recipes without an offered artifact, promising ones first."""
+    """Wanted recipes without an offered artifact that is proven as well as it can be on this class, best first."""
     if not wanted:
         return ()
-    offered = {item.manifest.recipe.name for item in ladder}
+    offered = {item.manifest.recipe.name for item in ladder if item.manifest.verified_isa in ("", isa)}
+    elsewhere, known = {item.manifest.recipe.name for item in ladder}, {"", *(item.artifact_key for item in ladder)}
     refusals = {item.manifest.recipe.name: item.reasons[0] for item in refused}
     orders: list[BuildOrder] = []
     for item in wanted:
-        if item.recipe.name in offered:
+        if item.recipe.name in offered or (item.recipe.name in elsewhere and item.artifact_key in known):
             continue
         choice = ladder[0] if ladder else None
         ended = item.phase in ("failed", "cancelled")

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures how fast a loaded artifact is here, always beside the baseline in the same run.
 
-What lives here: warm-up, windows, the stability rule and the figures. The result is `dovetail.benchmark`'s value. Short
-by design (seconds, not MLPerf's ten minutes): the record says how many samples stand behind the figures and whether
-they were steady, so that a reader can tell a quick look from a proof.
-
-Source of the rules: a warm-up that lasts until the mean of ten inferences is within 5 % of the ten before it, and
-windows that count when the last three agree within 10 % (NVIDIA Model Navigator's stability rule, there on means; here
-on medians, because one descheduling on a shared machine moves a mean and not a median).
+What lives here: loading with its cost, and the figures that become of timings. How requests come and when a series is
+steady is `scenarios`; the result is `dovetail.benchmark`'s value. Short by design (seconds, not MLPerf's ten minutes):
+the record says how many samples stand behind the figures and whether they were steady, so that a reader can tell a
+quick look from a proof.
 """
 
 from __future__ import annotations
@@ -15,29 +12,39 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-
-import numpy as np
 
 from dovetail.benchmark import BenchmarkRecord
 from dovetail.clock import Clock, SystemClock
 from dovetail.engines.base import Session
-from dovetail.tensor import Array
+from dovetail.engines.scenarios import (
+    MAX_WINDOW_RUNS,
+    MIN_WINDOW_RUNS,
+    MIN_WINDOWS,
+    Feeds,
+    Outcome,
+    RunOnce,
+    Series,
+    process_cpu_s,
+    run_in_turns,
+    timed,
+)
 
-WARM_UP_GROUP = 10
-WARM_UP_BOUND = 0.05
-WINDOW_BOUND = 0.10
-MIN_WINDOWS = 3
-MAX_WINDOWS = 24
-MIN_WINDOW_RUNS = 5
-MAX_WINDOW_RUNS = 2000
-
-Feeds = Mapping[str, Array]
-RunOnce = Callable[[], float]
-"""Runs a session once with its next feed and returns the seconds that it took."""
+__all__ = [
+    "MAX_WINDOW_RUNS",
+    "MIN_WINDOWS",
+    "MIN_WINDOW_RUNS",
+    "Loaded",
+    "RunOnce",
+    "load_measured",
+    "measure",
+    "measure_runs",
+    "record_of",
+    "timed",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,30 +60,6 @@ class Loaded:
     session: Session
     load_ms: float
     peak_rss_bytes: int
-
-
-@dataclass(slots=True)
-class _Series:
-    """Timings of one session, in seconds."""
-
-    run_once: RunOnce
-    clock: Clock
-    windows: list[list[float]] = field(default_factory=list)
-
-    def run_window(self, runs: int, deadline: float) -> None:
-        """A window of that many runs, cut short at the deadline but not below MIN_WINDOW_RUNS."""
-        window: list[float] = []
-        while len(window) < runs and (len(window) < MIN_WINDOW_RUNS or self.clock.monotonic_s() < deadline):
-            window.append(self.run_once())
-        self.windows.append(window)
-
-    def samples(self) -> list[float]:
-        return [sample for window in self.windows for sample in window]
-
-    def steady(self) -> bool:
-        """True if the medians of the last three windows lie within the bound."""
-        medians = [float(np.median(window)) for window in self.windows[-MIN_WINDOWS:]]
-        return len(medians) == MIN_WINDOWS and max(medians) <= min(medians) * (1 + WINDOW_BOUND)
 
 
 def load_measured(load: Callable[[], Session], feeds: Sequence[Feeds], *, clock: Clock | None = None) -> Loaded:
@@ -139,20 +122,8 @@ def measure(
         budget_s=budget_s,
         reported_by=reported_by,
         clock=clock,
+        cpu_s=process_cpu_s,
     )
-
-
-def timed(session: Session, feeds: Sequence[Feeds], clock: Clock) -> RunOnce:
-    """Runs of a session that nobody else uses, its feeds in turn."""
-    upcoming = cycle(feeds)
-
-    def run_once() -> float:
-        feed = next(upcoming)
-        started = clock.monotonic_s()
-        session.run(feed)
-        return clock.monotonic_s() - started
-
-    return run_once
 
 
 def measure_runs(
@@ -167,6 +138,7 @@ def measure_runs(
     peak_rss_bytes: int = 0,
     budget_s: float = 2.0,
     reported_by: str = "build",
+    cpu_s: Callable[[], float] | None = None,
 ) -> BenchmarkRecord:
     """`measure` for whoever runs and times the session in another way, such as between real requests. Blocks.
 
@@ -181,61 +153,90 @@ def measure_runs(
         peak_rss_bytes: As in the record.
         budget_s: As in `measure`.
         reported_by: As in the record.
+        cpu_s: CPU seconds of the process so far; None in a process that does other things meanwhile.
+
+    Raises:
+        EngineError: A run failed.
     """
-    candidate = _Series(run_once, clock)
-    series = [candidate] if baseline is None else [_Series(baseline, clock), candidate]
-    deadline = clock.monotonic_s() + budget_s
-    pace = [_warm_up(one, budget_s / (4 * len(series)), clock) for one in series]
-    window_s = max(0.0, deadline - clock.monotonic_s()) / (2 * MIN_WINDOWS * len(series))
-    runs = [_window_runs(window_s, seconds) for seconds in pace]
-    _run_windows(series, runs, deadline, clock)
-    times = np.array(candidate.samples())
-    p50, p95, p99 = (float(value) * 1000 for value in np.percentile(times, (50, 95, 99)))
-    return BenchmarkRecord(
+    series = [_series(run_once, clock, cpu_s)]
+    if baseline is not None:
+        series.insert(0, _series(baseline, clock, None))
+    outcomes = run_in_turns(series, budget_s, clock)
+    return record_of(
+        outcomes[-1],
         hardware_class=hardware_class,
         batch=batch,
         threads=threads,
-        samples=len(times),
-        windows=len(candidate.windows),
-        steady=all(one.steady() for one in series),
-        p50_ms=p50,
-        p95_ms=p95,
-        p99_ms=p99,
-        throughput=batch * len(times) / float(times.sum()) if times.sum() > 0 else 0.0,
+        clock=clock,
+        baseline=None if baseline is None else outcomes[0],
         load_ms=load_ms,
         peak_rss_bytes=peak_rss_bytes,
-        baseline_p50_ms=0.0 if baseline is None else float(np.median(series[0].samples())) * 1000,
-        measured_at_ms=clock.wall_ms(),
         reported_by=reported_by,
     )
 
 
-def _run_windows(series: Sequence[_Series], runs: Sequence[int], deadline: float, clock: Clock) -> None:
-    """Window by window in turn, until all are steady or the time is over; never fewer than MIN_WINDOWS."""
-    for done in range(MAX_WINDOWS):
-        if done >= MIN_WINDOWS and (all(one.steady() for one in series) or clock.monotonic_s() >= deadline):
-            return
-        for one, count in zip(series, runs, strict=True):
-            one.run_window(count, deadline)
+def record_of(
+    outcome: Outcome,
+    *,
+    hardware_class: str,
+    batch: int,
+    threads: int,
+    clock: Clock,
+    baseline: Outcome | None = None,
+    baseline_rows: int = 0,
+    load_ms: float = 0.0,
+    peak_rss_bytes: int = 0,
+    reported_by: str = "build",
+    scenario: str = "single_stream",
+    streams: int = 1,
+    rows_per_query: int = 0,
+) -> BenchmarkRecord:
+    """The record of one outcome of `run_in_turns`.
+
+    Args:
+        outcome: Of the artifact.
+        hardware_class: Key of this machine's class.
+        batch: Rows in each run.
+        threads: Threads that the engine was given.
+        clock: For the time stamp.
+        baseline: Outcome of the unoptimised fp32 model from the same windows, or None.
+        baseline_rows: Rows in each run of the baseline; 0: as many as the artifact's. With fewer, its median is told
+            for as many rows as the artifact's, one run after another.
+        load_ms: As in the record.
+        peak_rss_bytes: As in the record.
+        reported_by: As in the record.
+        scenario: As in the record.
+        streams: As in the record.
+        rows_per_query: Rows that one query brings; 0: one run's.
+    """
+    rows = rows_per_query or batch
+    scale = rows / (baseline_rows or rows)
+    p50, p90, p95, p99 = (outcome.percentile_ms(percent) for percent in (50, 90, 95, 99))
+    return BenchmarkRecord(
+        hardware_class=hardware_class,
+        batch=batch,
+        threads=threads,
+        samples=len(outcome.latencies_s),
+        windows=outcome.windows,
+        steady=outcome.steady and (baseline is None or baseline.steady),
+        p50_ms=p50,
+        p95_ms=p95,
+        p99_ms=p99,
+        throughput=rows * outcome.queries_per_s,
+        load_ms=load_ms,
+        peak_rss_bytes=peak_rss_bytes,
+        baseline_p50_ms=0.0 if baseline is None else baseline.percentile_ms(50) * scale,
+        measured_at_ms=clock.wall_ms(),
+        reported_by=reported_by,
+        scenario=scenario,
+        streams=streams,
+        p90_ms=p90,
+        cpu_ms=outcome.cpu_ms / rows,
+    )
 
 
-def _warm_up(series: _Series, budget_s: float, clock: Clock) -> float:
-    """Run until two groups of ten agree or the time is over; returns the seconds of one run."""
-    deadline = clock.monotonic_s() + budget_s
-    times = [series.run_once()]
-    while clock.monotonic_s() < deadline:
-        times.append(series.run_once())
-        if len(times) >= 2 * WARM_UP_GROUP and len(times) % WARM_UP_GROUP == 0:
-            last = sum(times[-WARM_UP_GROUP:])
-            previous = sum(times[-2 * WARM_UP_GROUP : -WARM_UP_GROUP])
-            if abs(last - previous) <= WARM_UP_BOUND * previous:
-                break
-    return float(np.median(times[-WARM_UP_GROUP:]))
-
-
-def _window_runs(window_s: float, run_s: float) -> int:
-    wanted = MAX_WINDOW_RUNS if run_s <= 0 else int(window_s / run_s)
-    return max(MIN_WINDOW_RUNS, min(MAX_WINDOW_RUNS, wanted))
+def _series(run_once: RunOnce, clock: Clock, cpu_s: Callable[[], float] | None) -> Series:
+    return Series([run_once], clock, cpu_s)
 
 
 def _reset_peak() -> int:
