@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From recipes to build jobs: who can build it, what contract it gets, which key. Pure: no I/O, no clock.
+"""From recipes to build jobs: who can build it, where its gate runs, what contract it gets, which key. Pure.
 
 The key holds the exact tools, so it can only be made for a live worker. Where there is none the plan says what a
 worker must have, and nothing is queued under a key that no worker would produce.
+
+A gate proves something for the instruction set class it ran on (int8 saturates on one CPU and not on the next), so
+where it runs is chosen first, see `compiler_svc.proving`, and is part of the key: the report in the manifest is part of
+the artifact's meaning. Two machines of classes that nobody can prove share the one artifact that can be proven, and
+negotiation tells them that it was proven elsewhere. Equal files cost nothing twice: the store knows them by content.
 """
 
 from __future__ import annotations
@@ -11,29 +16,17 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from compiler_svc.proving import CPU, Builder, ProvingPlace, proving_places
 from compiler_svc.toolchain import advertised, toolchain_of
 from dovetail.artifact import artifact_key
 from dovetail.contract import Contract
 from dovetail.digest import digest_of
 from dovetail.fingerprint import Fingerprint
-from dovetail.hardware_class import hardware_class
+from dovetail.hardware_class import hardware_class, isa_class
 from dovetail.pb.v1.storage_pb2 import BuildJob, ModelRecord, WorkerRecord
 from dovetail.recipe import Recipe
 from dovetail.rules import EngineRules, Reason, Verdict, rules_for
 from dovetail.wire import contract_bytes, model_facts, read_policy, recipe_message
-
-
-@dataclass(frozen=True, slots=True)
-class Builder:
-    """A live worker, read once.
-
-    Attributes:
-        record: As it advertises itself.
-        fingerprint: Its machine.
-    """
-
-    record: WorkerRecord
-    fingerprint: Fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,30 +87,35 @@ def _plan(record: ModelRecord, told: _Target, recipe: Recipe, workers: Sequence[
     if rules is None:
         return PlannedBuild(recipe, where, None, f"engine {recipe.engine}, which this version does not know")
     obstacles: list[str] = []
-    for worker in workers:
-        if recipe.engine not in worker.record.engines:
-            continue
-        contract = rules.contract_for(recipe, model_facts(record.model), worker.fingerprint, target)
-        obstacle = _obstacle(rules, contract, worker.fingerprint)
+    for place in proving_places(workers, recipe, target):
+        contract = rules.contract_for(recipe, model_facts(record.model), place.builder.fingerprint, target)
+        obstacle = _obstacle(rules, contract, place.machine)
         if obstacle is None:
-            return PlannedBuild(recipe, where, _job(record, told, recipe, contract, worker))
-        obstacles.append(f"worker {worker.record.id} cannot run it to check it ({obstacle})")
+            return PlannedBuild(recipe, where, _job(record, told, recipe, contract, place))
+        if not place.emulation:
+            obstacles.append(f"worker {place.builder.record.id} cannot run it to check it ({obstacle})")
     contract = rules.contract_for(recipe, model_facts(record.model), target, target)
+    return PlannedBuild(recipe, where, None, "; ".join([_needs(recipe, contract, target), *obstacles[:3]]))
+
+
+def _needs(recipe: Recipe, contract: Contract, target: Fingerprint) -> str:
     places = " or ".join(sorted(contract.arches)) or "any architecture"
     needs = f"a worker with engine {recipe.engine}, device {recipe.device}, on {places}"
-    return PlannedBuild(recipe, where, None, "; ".join([needs, *obstacles[:3]]))
+    isa = isa_class(target.facts.arch, target.facts.cpu_features)
+    return f"{needs} (or one that emulates {isa})" if recipe.device == CPU else needs
 
 
 def _obstacle(rules: EngineRules, contract: Contract, machine: Fingerprint) -> Reason | None:
-    """Why a worker could not run the result itself, which its gate and benchmark need."""
+    """Why that machine could not run the result, which the gate needs."""
     if contract.arches and machine.facts.arch not in contract.arches:
         return Reason("arch", Verdict.RECOMPILE, " or ".join(sorted(contract.arches)), machine.facts.arch)
     found = (rule(contract, machine) for rule in rules.RULES)
     return next((reason for reason in found if reason is not None and reason.verdict >= Verdict.RECOMPILE), None)
 
 
-def _job(record: ModelRecord, told: _Target, recipe: Recipe, contract: Contract, worker: Builder) -> BuildJob:
-    tools = toolchain_of(worker.record, recipe.engine)
+def _job(record: ModelRecord, told: _Target, recipe: Recipe, contract: Contract, place: ProvingPlace) -> BuildJob:
+    tools = toolchain_of(place.builder.record, recipe.engine)
+    only_arch = next(iter(contract.arches)) if len(contract.arches) == 1 else ""
     return BuildJob(
         artifact_key=artifact_key(
             model=record.model.name,
@@ -125,7 +123,7 @@ def _job(record: ModelRecord, told: _Target, recipe: Recipe, contract: Contract,
             model_digest=record.model.model_digest,
             recipe=recipe,
             toolchain=tools,
-            target=contract.to_json(),
+            target={**contract.to_json(), "gate": [place.isa_class, place.emulation]},
             calibration_digest=record.calibration_digest,
             policy_digest=policy_digest(record),
         ),
@@ -136,8 +134,10 @@ def _job(record: ModelRecord, told: _Target, recipe: Recipe, contract: Contract,
         target_fingerprint_json=told.document,
         contract_json=contract_bytes(contract),
         engine=recipe.engine,
-        arch=next(iter(contract.arches)) if len(contract.arches) == 1 else "",
+        arch="" if place.emulation else only_arch,
         toolchain=advertised({recipe.engine: tools}),
+        emulation=place.emulation,
+        isa_class=place.isa_class,
     )
 
 

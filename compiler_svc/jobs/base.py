@@ -71,8 +71,11 @@ class JobQueue(Protocol):
         """Give a job back before the lease ends (the worker stops); the attempt does not count. False if it is lost."""
         ...
 
-    async def cancel(self, artifact_key: str) -> Build:
-        """Ask for a build to stop. NotFoundError, PreconditionError as in CancelBuild."""
+    async def cancel(self, artifact_key: str, *, why: str = "", only_waiting: bool = False) -> Build:
+        """Ask for a build to stop, with a message. NotFoundError, PreconditionError as in CancelBuild.
+
+        With `only_waiting` a build that a worker has begun goes on, which is a PreconditionError, too.
+        """
         ...
 
     async def get(self, artifact_key: str) -> Build | None:

@@ -13,6 +13,7 @@ from typing import cast
 from dovetail.artifact import Manifest
 from dovetail.digest import canonical_json
 from dovetail.fingerprint import Fingerprint
+from dovetail.hardware_class import isa_class
 from dovetail.pb.v1.compiler_pb2 import (
     BUILD_PHASE_CANCELLED,
     BUILD_PHASE_FAILED,
@@ -24,6 +25,8 @@ from dovetail.pb.v1.compiler_pb2 import (
 from dovetail.pb.v1.storage_pb2 import BuildJob, WorkerRecord
 from dovetail.store.redis_connection import Reply
 from dovetail.wire import benchmark_bytes, gate_bytes, recipe_message
+
+_ISA_CLASS = "isa_class"  # among tools: the worker's own CPU
 
 ENDED = (BUILD_PHASE_READY, BUILD_PHASE_FAILED, BUILD_PHASE_CANCELLED)
 
@@ -92,22 +95,43 @@ def queue_of(job: BuildJob) -> str:
 
 
 def tools_of(job: BuildJob) -> bytes:
-    """What the job's key was made with, for the scripts."""
-    return canonical_json(dict(job.toolchain))
+    """What a worker must have, for the scripts: the tools that the key was made with and the CPU that the gate needs.
+
+    The scripts compare texts by name, so the CPU is one more name: the class that the worker is of, or one that it
+    emulates by that very emulation.
+    """
+    needed = dict(job.toolchain)
+    if job.emulation:
+        needed[_emulation(job.emulation)] = job.isa_class
+    elif job.isa_class:
+        needed[_ISA_CLASS] = job.isa_class
+    return canonical_json(needed)
 
 
 def needs_of(job: BuildJob) -> str:
     """What a worker must have, for people."""
     tools = ", ".join(f"{tool} {version}" for tool, version in sorted(job.toolchain.items()))
-    return f"engine {job.engine}" + (f" on {job.arch}" if job.arch else "") + (f" ({tools})" if tools else "")
+    place = f" on {job.arch}" if job.arch else ""
+    if job.emulation:
+        place += f" that emulates {job.isa_class} by {job.emulation}"
+    elif job.isa_class:
+        place += f" with a CPU of class {job.isa_class}"
+    return f"engine {job.engine}" + place + (f" ({tools})" if tools else "")
 
 
 def capabilities_of(worker: WorkerRecord) -> bytes:
-    """What a worker can build, for the scripts: the queues it serves and its exact tools.
+    """What a worker can build, for the scripts: the queues it serves, its exact tools, and its CPUs as `tools_of` says.
 
     Raises:
         InvalidInputError: Its fingerprint is not readable.
     """
-    arch = Fingerprint.from_bytes(worker.fingerprint_json).facts.arch
-    queues = [f"{engine}/{place}" for engine in sorted(worker.engines) for place in (arch, "")]
-    return canonical_json({"queues": queues, "toolchain": dict(worker.toolchain)})
+    facts = Fingerprint.from_bytes(worker.fingerprint_json).facts
+    queues = [f"{engine}/{place}" for engine in sorted(worker.engines) for place in (facts.arch, "")]
+    cpus = {_ISA_CLASS: isa_class(facts.arch, facts.cpu_features)}
+    cpus |= {_emulation(item.name): item.isa_class for item in worker.emulates}
+    return canonical_json({"queues": queues, "toolchain": {**worker.toolchain, **cpus}})
+
+
+def _emulation(name: str) -> str:
+    """What an emulation is called among tools; no engine's tools have such names ("<engine>/<tool>")."""
+    return f"emulation:{name}"

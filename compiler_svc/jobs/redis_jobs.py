@@ -149,14 +149,15 @@ class RedisJobQueue:
         """See `JobQueue.release`."""
         return bool(await self._run("release", *_claim_of(lease)))
 
-    async def cancel(self, artifact_key: str) -> Build:
+    async def cancel(self, artifact_key: str, *, why: str = "", only_waiting: bool = False) -> Build:
         """See `JobQueue.cancel`; it has ended when this returns, its worker stops at its next renewal."""
-        outcome = await self._run("cancel", artifact_key, "cancelled on request")
+        outcome = await self._run("cancel", artifact_key, why or "cancelled on request", int(only_waiting))
         build = await self.get(artifact_key)
         if outcome < 0 or build is None:
             raise NotFoundError(f"there is no build {artifact_key[:12]}…; `dovetail compile` orders one")
         if outcome == 0:
-            raise PreconditionError(f"build {artifact_key[:12]}… cannot be cancelled: it has already ended")
+            state = "begun or already ended" if only_waiting else "already ended"
+            raise PreconditionError(f"build {artifact_key[:12]}… cannot be cancelled: it has {state}")
         return build
 
     async def get(self, artifact_key: str) -> Build | None:

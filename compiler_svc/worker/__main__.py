@@ -18,6 +18,7 @@ from compiler_svc.storage import Storage, open_storage, wait_for_redis
 from compiler_svc.worker.build_spec import BuildResult, BuildSpec, ChildLimits, Progress
 from compiler_svc.worker.capabilities import worker_record
 from compiler_svc.worker.child_failure import ChildFailure
+from compiler_svc.worker.emulation.discovery import FoundEmulation, find_emulations
 from compiler_svc.worker.leased_build import BuildOptions, LeasedBuild
 from compiler_svc.worker.loop import LoopOptions, WorkerLoop
 from compiler_svc.worker.sandbox import run_build
@@ -50,24 +51,35 @@ async def _serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
         if not await wait_for_redis(storage.redis, stop, wait_s=settings.store.redis_wait_s):
             return
         machine = await measure()
-        record = worker_record(settings.worker_id, machine, all_backends())
+        emulations = await asyncio.to_thread(_find_emulations, settings, machine)
+        record = worker_record(settings.worker_id, machine, all_backends(), emulations)
         with suppress(UnavailableError):  # Redis went away again; the loop waits for it
             await storage.jobs.heartbeat(record)
         _log.info(
-            "worker.ready id=%s engines=%s hardware_class=%s",
+            "worker.ready id=%s engines=%s hardware_class=%s emulates=%s",
             record.id, ",".join(record.engines) or "none", record.hardware_class,
+            ",".join(found.cpu.name for found in emulations) or "none",
         )  # fmt: skip
         options = LoopOptions(
             concurrency=settings.concurrency, heartbeat_s=settings.heartbeat_s, drain_s=settings.drain_s
         )
-        loop = WorkerLoop(record, storage.jobs, task_for=_task_maker(settings, storage, machine), options=options)
+        loop = WorkerLoop(
+            record, storage.jobs, task_for=_task_maker(settings, storage, machine, emulations), options=options
+        )
         await loop.run(stop)
         _log.info("worker.stopped id=%s", record.id)
     finally:
         await storage.redis.aclose()
 
 
-def _task_maker(settings: WorkerSettings, storage: Storage, machine: Fingerprint) -> Callable[[Lease], LeasedBuild]:
+def _find_emulations(settings: WorkerSettings, machine: Fingerprint) -> tuple[FoundEmulation, ...]:
+    root = "" if settings.arm64_root is None else str(settings.arm64_root)
+    return find_emulations(settings.emulate, machine, all_backends(), root)
+
+
+def _task_maker(
+    settings: WorkerSettings, storage: Storage, machine: Fingerprint, emulations: Sequence[FoundEmulation]
+) -> Callable[[Lease], LeasedBuild]:
     options = BuildOptions(
         machine=machine,
         scratch=settings.scratch,
@@ -75,6 +87,8 @@ def _task_maker(settings: WorkerSettings, storage: Storage, machine: Fingerprint
         lease_s=settings.lease_s,
         measure_budget_s=settings.measure_budget_s,
         limits=settings.limits,
+        emulations={found.cpu.name: found.cpu for found in emulations},
+        emulated_samples=settings.emulated_samples,
     )
 
     def make(lease: Lease) -> LeasedBuild:

@@ -7,10 +7,11 @@ visible is complete.
 
 from __future__ import annotations
 
+from compiler_svc.proving import same_silicon
 from compiler_svc.worker.build_spec import BuildResult
 from dovetail.artifact import FileEntry, Manifest
 from dovetail.fingerprint import Fingerprint
-from dovetail.hardware_class import hardware_class, isa_class
+from dovetail.hardware_class import hardware_class
 from dovetail.pb.v1.storage_pb2 import BuildJob, ModelRecord
 from dovetail.store.base import ChunkStore
 from dovetail.store.files import store_file
@@ -65,22 +66,25 @@ def manifest_of(
         gate=result.gate,
         files=files,
         benchmarks=result.benchmarks,
-        labels={**result.labels, "network": "none" if result.network_isolated else "not isolated"},
+        labels={
+            **result.labels,
+            **_gate_label(job),
+            "network": "none" if "network" in result.confined else "not isolated",
+        },
         built_by=hardware_class(machine).key,
         built_at_ms=built_at_ms,
-        verified="native" if same_arithmetic(machine, Fingerprint.from_bytes(job.target_fingerprint_json)) else "no",
+        verified=_verified(job, result, machine),
+        verified_isa=job.isa_class,
     )
 
 
-def same_arithmetic(builder: Fingerprint, target: Fingerprint) -> bool:
-    """True if a gate that passed on one machine says the same of the other: equal instruction sets and devices.
+def _gate_label(job: BuildJob) -> dict[str, str]:
+    """Where the gate ran, for people and for who wants to repeat it."""
+    return {"gate_ran_on": f"{job.isa_class} ({job.emulation or 'native'})"} if job.isa_class else {}
 
-    Core counts, memory and the other libraries installed do not change a result, so classes may differ and this hold.
-    """
 
-    def silicon(machine: Fingerprint) -> tuple[object, ...]:
-        facts = machine.facts
-        devices = tuple((item.kind, item.compute_capability, item.arch) for item in facts.accelerators)
-        return (facts.arch, isa_class(facts.arch, facts.cpu_features), devices)
-
-    return silicon(builder) == silicon(target)
+def _verified(job: BuildJob, result: BuildResult, machine: Fingerprint) -> str:
+    """How the gate ran. On the CPU that holds for the class it ran on; other devices have to be equal to the target."""
+    if job.isa_class or same_silicon(machine, Fingerprint.from_bytes(job.target_fingerprint_json), job.recipe.device):
+        return result.verified
+    return "no"

@@ -28,6 +28,12 @@ class WorkerSettings:
         heartbeat_s: How often the worker says that it is alive.
         drain_s: How long a running build may go on after SIGTERM before it is stopped.
         measure_budget_s: Seconds spent on one benchmark.
+        emulate: CPUs that the gate may run under for machines of other classes, by the names in
+            `compiler_svc.worker.emulation.catalogue`, or "auto" for all that run here. Each is tried at the start,
+            which takes some seconds of CPU, so none unless asked for.
+        arm64_root: Root directory of an ARM64 system with python3, numpy and onnxruntime, for emulated ARM, or None.
+        emulated_samples: Samples that such a gate runs at most. 1 to 2 s each with a model of MiniLM's size; at 100
+            one changed decision is the 1 % that the gate's thresholds allow.
         limits: What one child process may use.
         log_level: debug, info, warning or error.
         log_json: JSON lines; None means unless on a terminal.
@@ -42,6 +48,9 @@ class WorkerSettings:
     heartbeat_s: float
     drain_s: float
     measure_budget_s: float
+    emulate: tuple[str, ...]
+    arm64_root: Path | None
+    emulated_samples: int
     limits: ChildLimits
     log_level: str
     log_json: bool | None
@@ -65,6 +74,9 @@ class WorkerSettings:
             heartbeat_s=read.number("DOVETAIL_WORKER_HEARTBEAT_S", 5.0, low=0.1, high=15.0),
             drain_s=read.number("DOVETAIL_WORKER_DRAIN_S", 20.0, low=0.0, high=3600.0),
             measure_budget_s=read.number("DOVETAIL_MEASURE_BUDGET_S", 2.0, low=0.1, high=600.0),
+            emulate=tuple(read.text("DOVETAIL_EMULATE", "").replace(",", " ").split()),
+            arm64_root=read.optional_path("DOVETAIL_ARM64_ROOT"),
+            emulated_samples=read.integer("DOVETAIL_EMULATED_SAMPLES", 100, low=1, high=1000),
             limits=ChildLimits(
                 wall_s=read.number("DOVETAIL_BUILD_WALL_S", defaults.wall_s, low=1.0, high=86400.0),
                 cpu_s=read.integer("DOVETAIL_BUILD_CPU_S", defaults.cpu_s, low=1, high=864000),
