@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 
 from compiler_svc.completeness import Completeness
 from compiler_svc.index import Index
 from dovetail.artifact import Manifest
+from dovetail.benchmark import BenchmarkRecord
 from dovetail.digest import check_digest, check_name, sha256_hex
 from dovetail.errors import InvalidInputError, NotFoundError
 from dovetail.pb.v1 import artifacts_pb2 as pb
 from dovetail.store.base import ChunkStore
-from dovetail.wire import read_benchmark
+from dovetail.wire import benchmark_bytes, read_benchmark
 
 MAX_DIGESTS = 4096
 """Digests in one FetchChunks: 4 GiB of content, 260 KiB of request."""
@@ -46,7 +47,7 @@ class Distribution:
                 f"artifact {artifact_key[:12]} of {manifest.model} is not complete: some of its chunks are gone; "
                 f'build it again with "dovetail compile {manifest.model}"'
             )
-        return pb.ManifestReply(manifest_json=data, digest=sha256_hex(data))
+        return _reply(data, (await self._index.benchmarks_of([artifact_key])).get(artifact_key, ()))
 
     async def manifests(self, model: str, version: int) -> list[pb.ManifestReply]:
         """All complete manifests, or those of one model. Raises InvalidInputError, UnavailableError."""
@@ -54,8 +55,9 @@ class Distribution:
             check_name(model, "model name")
         pairs = await self._index.manifests(model, version)
         complete = await self._completeness.complete(manifest for manifest, _ in pairs)
+        figures = await self._index.benchmarks_of(complete)
         return [
-            pb.ManifestReply(manifest_json=data, digest=sha256_hex(data))
+            _reply(data, figures.get(manifest.artifact_key, ()))
             for manifest, data in pairs
             if manifest.artifact_key in complete
         ]
@@ -97,6 +99,14 @@ class Distribution:
 
     async def _read(self, digest: str) -> bytes | None:
         return await self._store.get(digest)
+
+
+def _reply(manifest: bytes, figures: Iterable[BenchmarkRecord]) -> pb.ManifestReply:
+    return pb.ManifestReply(
+        manifest_json=manifest,
+        digest=sha256_hex(manifest),
+        benchmarks_json=[benchmark_bytes(record) for record in figures],
+    )
 
 
 def _chunk(digest: str, data: bytes | None) -> pb.Chunk:

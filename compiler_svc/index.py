@@ -48,7 +48,7 @@ class Index(Protocol):
         ...
 
     async def add_benchmark(self, artifact_key: str, record: BenchmarkRecord) -> None:
-        """Keep figures (the newest per hardware class, batch and threads). NotFoundError."""
+        """Keep figures (the newest per hardware class, scenario, batch, threads and streams). NotFoundError."""
         ...
 
     async def benchmarks_of(self, artifact_keys: Iterable[str]) -> Mapping[str, Sequence[BenchmarkRecord]]:

@@ -113,7 +113,7 @@ class Keys:
         return f"{self.prefix}mf:{artifact_key}"
 
     def benchmarks(self, artifact_key: str) -> str:
-        """HASH "<class>/<batch>/<threads>" -> benchmark record that a node reported."""
+        """HASH "<class>/<scenario>/<batch>/<threads>/<streams>" -> benchmark record that a node reported."""
         return f"{self.prefix}b:{artifact_key}"
 
     def job(self, artifact_key: str) -> str:

@@ -17,11 +17,15 @@ from compiler_svc.completeness import Completeness
 from compiler_svc.index import Index
 from compiler_svc.jobs.base import JobQueue
 from compiler_svc.orders import BuildOrders
-from compiler_svc.planning import Builder, PlannedBuild, builders, plan_builds
+from compiler_svc.planning import PlannedBuild, builders, plan_builds
+from compiler_svc.proving import Builder
+from compiler_svc.recipe_choice import refusal_of
 from compiler_svc.registry import check_version
+from compiler_svc.support import buildable
 from dovetail.digest import check_digest, check_name, sha256_hex
 from dovetail.errors import InvalidInputError
 from dovetail.fingerprint import Fingerprint
+from dovetail.hardware_class import hardware_class
 from dovetail.negotiation import Candidate, Objective, Offer, Wanted, negotiate, wanted_builds, wanted_recipes
 from dovetail.pb.v1 import artifacts_pb2 as pb
 from dovetail.pb.v1.compiler_pb2 import Build, BuildPhase
@@ -207,9 +211,7 @@ class OfferDesk:
 
     async def _offer(self, question: Question, stock: Stock) -> pb.Offer:
         facts = model_facts(stock.record.model)
-        recipes = wanted_recipes(question.fingerprint, facts)
-        planned = plan_builds(stock.record, question.fingerprint, recipes, stock.workers)
-        plans = {plan.recipe.name: plan for plan in planned}
+        plans = {plan.recipe.name: plan for plan in _plans(question, stock, facts)}
         offer = negotiate(
             question.fingerprint,
             stock.candidates,
@@ -235,6 +237,19 @@ class OfferDesk:
                 phases[name] = (await self._orders.submit(plan)).phase
                 _log.info("offer.ordered key=%s recipe=%s node=%s", plan.artifact_key, name, question.node)
         return phases
+
+
+def _plans(question: Question, stock: Stock, facts: ModelFacts) -> tuple[PlannedBuild, ...]:
+    """A plan for each recipe; without a job where the engine cannot run the model, with that as what is missing."""
+    recipes = wanted_recipes(question.fingerprint, facts)
+    able = buildable(recipes, stock.record.model)
+    where = hardware_class(question.fingerprint).key
+    told = (
+        PlannedBuild(recipe, where, None, f"another model: {refusal_of(recipe, stock.record.model)}")
+        for recipe in recipes
+        if recipe not in able
+    )
+    return (*plan_builds(stock.record, question.fingerprint, able, stock.workers), *told)
 
 
 def _known(plan: PlannedBuild, stock: Stock) -> Wanted:

@@ -1,36 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build orders: which recipes of which machines, submitted once each, and their progress.
 
-Planning itself is pure and in `planning`; how jobs are kept and routed is the job queue's business.
+Planning itself is pure and in `planning`, which machines are meant is in `targets`, which recipes in `recipe_choice`,
+how long it may take in `search_budget`; how jobs are kept and routed is the job queue's business.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
 
 from compiler_svc.completeness import Completeness
 from compiler_svc.index import Index
 from compiler_svc.jobs.base import JobQueue
 from compiler_svc.planning import PlannedBuild, builders, plan_builds
+from compiler_svc.recipe_choice import Choice, choose_recipes, refusal_of
 from compiler_svc.registry import check_version
+from compiler_svc.search_budget import BudgetClock, check_budget, measuring_share
+from compiler_svc.targets import choose_targets, known_classes
 from dovetail.artifact import Manifest
 from dovetail.digest import check_digest, check_name
-from dovetail.errors import NotFoundError, OverLimitError, PreconditionError, UnavailableError
-from dovetail.fingerprint import Fingerprint
+from dovetail.errors import NotFoundError, OverLimitError
 from dovetail.hardware_class import hardware_class
-from dovetail.negotiation import wanted_recipes
 from dovetail.pb.v1 import compiler_pb2 as pb
-from dovetail.pb.v1.storage_pb2 import ModelRecord, WorkerRecord
+from dovetail.pb.v1.storage_pb2 import ModelRecord
 from dovetail.recipe import Recipe
-from dovetail.rules import ModelFacts
-from dovetail.wire import model_facts, recipe_message
+from dovetail.wire import objective_message, read_objective, recipe_message
 
 _log = logging.getLogger(__name__)
 
 ENDED = frozenset({pb.BUILD_PHASE_READY, pb.BUILD_PHASE_FAILED, pb.BUILD_PHASE_CANCELLED})
 MAX_RECIPES = 256
 """Recipe names in one order; all engines together know a few dozen."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A Compile request, planned.
+
+    Attributes:
+        default: Builds that are done in any case, in order.
+        extra: Builds that are tried while the budget lasts, in order.
+        refused: What is told and not ordered, because its engine cannot run the model.
+    """
+
+    default: tuple[PlannedBuild, ...]
+    extra: tuple[PlannedBuild, ...]
+    refused: tuple[pb.Build, ...]
 
 
 class BuildOrders:
@@ -40,6 +57,7 @@ class BuildOrders:
         self._index = index
         self._jobs = jobs
         self._completeness = completeness
+        self._clock = BudgetClock(jobs)
 
     async def compile(self, request: pb.CompileRequest) -> AsyncIterator[pb.BuildEvent]:
         """Order what the request names and follow it until every build has ended.
@@ -47,17 +65,20 @@ class BuildOrders:
         Builds that no live worker can do are told once, in phase UNROUTED, and not waited for.
 
         Raises:
-            InvalidInputError: Bad name, version or fingerprint.
-            NotFoundError: No such model, version or recipe.
+            InvalidInputError: Bad name, version, fingerprint, class, objective or budget.
+            NotFoundError: No such model, version, recipe or hardware class.
             PreconditionError: A named recipe needs calibration samples, or the machine can use no recipe.
-            UnavailableError: The index or queue does not answer, or no fingerprint was given and no worker is alive.
+            UnsupportedError: A named recipe's engine cannot run the model.
+            UnavailableError: The index or queue does not answer, or no machine was named and no worker is alive.
         """
-        plans = await self._plan(request)
-        for plan in plans:
+        order = await self._plan(request)
+        for build in order.refused:
+            yield pb.BuildEvent(build=build)
+        for plan in (*order.default, *order.extra):
             if plan.job is None:
                 yield pb.BuildEvent(build=_unrouted(request.model, plan))
         running: list[str] = []
-        for build in [await self.submit(plan, force=request.force) for plan in plans if plan.job is not None]:
+        for build in await self._submit_all(order, request):
             if build.phase in ENDED:
                 yield pb.BuildEvent(build=build)
             else:
@@ -98,21 +119,37 @@ class BuildOrders:
         """Ask for a build to stop. Raises InvalidInputError, NotFoundError, PreconditionError, UnavailableError."""
         return await self._jobs.cancel(check_digest(artifact_key, "artifact key"))
 
-    async def _plan(self, request: pb.CompileRequest) -> list[PlannedBuild]:
+    async def _plan(self, request: pb.CompileRequest) -> _Order:
         check_name(request.model, "model name")
         if len(request.recipes) > MAX_RECIPES:
             raise OverLimitError(f"{len(request.recipes)} recipes asked for at once, at most {MAX_RECIPES} are")
-        given = Fingerprint.from_bytes(request.fingerprint_json) if request.fingerprint_json else None
+        budget_s, objective = check_budget(request.budget_s), read_objective(request.objective)
         record = await self._index.model(request.model, check_version(request.version))
         workers = await self._jobs.workers()
-        targets = [given] if given is not None else _classes_of(workers)
-        chosen = choose_recipes(record, targets, request.recipes)
+        nodes = await self._index.nodes() if request.hardware_class else ()
+        targets = choose_targets(request, known_classes(workers), known_classes(workers, nodes))
+        choices = choose_recipes(record, targets, request.recipes, objective=objective, search=budget_s > 0)
         able = builders(workers)
-        plans: dict[object, PlannedBuild] = {}
-        for target, recipes in zip(targets, chosen, strict=True):
-            for plan in plan_builds(record, target, recipes, able):
-                plans.setdefault(plan.artifact_key or (plan.recipe.name, plan.hardware_class), plan)
-        return list(plans.values())
+        default = _distinct(plan for item in choices for plan in plan_builds(record, item.target, item.default, able))
+        extra = _distinct(plan for item in choices for plan in plan_builds(record, item.target, item.extra, able))
+        return _Order(default, _without(extra, default), _refused(record, choices))
+
+    async def _submit_all(self, order: _Order, request: pb.CompileRequest) -> list[pb.Build]:
+        """Submit what has a job, the default builds first, and let the clock run for the extra ones."""
+        plans = [plan for plan in (*order.default, *order.extra) if plan.job is not None]
+        before = {build.artifact_key: build.phase for build in await self._jobs.list(request.model)}
+        ready = [plan for plan in plans if before.get(plan.artifact_key) == pb.BUILD_PHASE_READY and not request.force]
+        share_s = measuring_share(request.budget_s, len(plans) - len(ready))
+        for plan in plans:
+            if plan.job is not None:
+                plan.job.measure_budget_s = share_s
+                plan.job.objective = objective_message(read_objective(request.objective))
+        builds = [await self.submit(plan, force=request.force) for plan in plans]
+        begun_by_others = {key for key, phase in before.items() if phase not in ENDED}
+        extra = {plan.artifact_key for plan in order.extra} - begun_by_others
+        waiting = [build.artifact_key for build in builds if build.artifact_key in extra and build.phase not in ENDED]
+        self._clock.begin(waiting, request.budget_s)
+        return builds
 
     async def _is_complete(self, artifact_key: str) -> bool:
         try:
@@ -122,65 +159,42 @@ class BuildOrders:
         return bool(await self._completeness.complete([manifest]))
 
 
-def choose_recipes(
-    record: ModelRecord, targets: Sequence[Fingerprint], names: Iterable[str]
-) -> list[tuple[Recipe, ...]]:
-    """Recipes to build for each target: the named ones, or all that can be built with what was pushed.
-
-    Raises:
-        NotFoundError: A name that none of the machines can use.
-        PreconditionError: A named recipe needs calibration samples, or there is nothing to build at all.
-    """
-    facts = model_facts(record.model)
-    usable = [wanted_recipes(target, facts) for target in targets]
-    known = {recipe.name: recipe for recipes in usable for recipe in recipes}
-    wanted = set(names)
-    if not wanted:
-        wanted = {name for name, recipe in known.items() if facts.has_calibration or not recipe.needs_calibration}
-    what = f"{record.model.name}@{record.model.version}"
-    machines = " or ".join(hardware_class(target).label for target in targets)
-    if not wanted:
-        raise PreconditionError(
-            f"this machine ({machines}) can use no recipe for {what}: install an inference library there"
-        )
-    _refuse_unknown(sorted(wanted - known.keys()), sorted(known), machines)
-    _refuse_uncalibrated([known[name] for name in sorted(wanted)], facts, what)
-    return [tuple(recipe for recipe in recipes if recipe.name in wanted) for recipes in usable]
+def _distinct(plans: Iterable[PlannedBuild]) -> tuple[PlannedBuild, ...]:
+    """Each build once: machines of different classes may share an artifact."""
+    found: dict[object, PlannedBuild] = {}
+    for plan in plans:
+        found.setdefault(_identity(plan), plan)
+    return tuple(found.values())
 
 
-def _refuse_unknown(unknown: Sequence[str], known: Sequence[str], machines: str) -> None:
-    if unknown:
-        raise NotFoundError(
-            f"no recipe {', '.join(repr(name[:80]) for name in unknown[:5])} for this machine ({machines}); "
-            f"it can use: {', '.join(known) or 'none'}"
-        )
+def _without(plans: Iterable[PlannedBuild], others: Iterable[PlannedBuild]) -> tuple[PlannedBuild, ...]:
+    known = {_identity(plan) for plan in others}
+    return tuple(plan for plan in plans if _identity(plan) not in known)
 
 
-def _refuse_uncalibrated(recipes: Iterable[Recipe], facts: ModelFacts, what: str) -> None:
-    for recipe in recipes:
-        if recipe.needs_calibration and not facts.has_calibration:
-            raise PreconditionError(
-                f"recipe {recipe.name} needs calibration samples and {what} was pushed without; "
-                "push it again with --calibration FILE.npz"
-            )
+def _identity(plan: PlannedBuild) -> object:
+    return plan.artifact_key or (plan.recipe.name, plan.hardware_class)
 
 
-def _classes_of(workers: Sequence[WorkerRecord]) -> list[Fingerprint]:
-    """One machine of each hardware class among the workers."""
-    if not workers:
-        raise UnavailableError(
-            "no build worker is alive, so there is no machine to build for: start one with "
-            '"python -m compiler_svc.worker", or name a machine with its fingerprint'
-        )
-    by_class = {worker.hardware_class: worker for worker in reversed(workers)}
-    return [Fingerprint.from_bytes(by_class[key].fingerprint_json) for key in sorted(by_class)]
+def _refused(record: ModelRecord, choices: Iterable[Choice]) -> tuple[pb.Build, ...]:
+    return tuple(
+        _told(record.model.name, recipe, hardware_class(choice.target).key, refusal_of(recipe, record.model))
+        for choice in choices
+        for recipe in choice.refused
+    )
 
 
 def _unrouted(model: str, plan: PlannedBuild) -> pb.Build:
+    why = f"no live worker can build it: it needs {plan.needs_worker}"
+    return _told(model, plan.recipe, plan.hardware_class, why)
+
+
+def _told(model: str, recipe: Recipe, class_key: str, why: str) -> pb.Build:
+    """A build that is not ordered, with the reason."""
     return pb.Build(
         model=model,
-        recipe=recipe_message(plan.recipe),
-        hardware_class=plan.hardware_class,
+        recipe=recipe_message(recipe),
+        hardware_class=class_key,
         phase=pb.BUILD_PHASE_UNROUTED,
-        message=f"no live worker can build it: it needs {plan.needs_worker}",
+        message=why,
     )

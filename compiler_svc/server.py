@@ -18,9 +18,11 @@ from compiler_svc.distribution import Distribution
 from compiler_svc.fleet import Fleet
 from compiler_svc.offers import OfferDesk
 from compiler_svc.orders import BuildOrders
+from compiler_svc.rebuilds import Rebuilds
 from compiler_svc.registry import IntakeRunner, ModelRegistry, RegistryOptions
 from compiler_svc.servicers import artifacts, compiler, fleet, registry
 from compiler_svc.settings import CompilerSettings
+from compiler_svc.staleness import Staleness
 from compiler_svc.storage import Storage
 from compiler_svc.worker.build_spec import IntakeOutcome, IntakeSpec, Progress
 from compiler_svc.worker.child_failure import ChildFailure
@@ -78,11 +80,18 @@ def _add_services(
         run_intake=_intake_runner(settings),
         clock=clock,
         options=RegistryOptions(
-            scratch=settings.scratch, upload=settings.upload, concurrent_intakes=settings.concurrent_intakes
+            scratch=settings.scratch,
+            upload=settings.upload,
+            model=settings.model,
+            target=settings.target,
+            concurrent_intakes=settings.concurrent_intakes,
         ),
     )
     add_ModelRegistryServicer_to_server(registry.RegistryServicer(models), rpc.server)
-    add_CompilerServicer_to_server(compiler.CompilerServicer(orders, stopping=rpc.stopping), rpc.server)
+    rebuilds, staleness = Rebuilds(storage.index, storage.jobs), Staleness(storage.index, storage.jobs)
+    add_CompilerServicer_to_server(
+        compiler.CompilerServicer(orders, rebuilds, staleness, stopping=rpc.stopping), rpc.server
+    )
     add_ArtifactCacheServicer_to_server(
         artifacts.ArtifactsServicer(offers, distribution, stopping=rpc.stopping), rpc.server
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from compiler_svc.intake.limits import OLDEST_OPSET, FleetTarget, ModelLimits
 from compiler_svc.shared_settings import StoreSettings, scratch_dir
 from compiler_svc.upload import UploadLimits
 from compiler_svc.worker.build_spec import ChildLimits
@@ -26,6 +27,8 @@ class CompilerSettings:
         scratch: Directory for uploads.
         upload: What a push may bring.
         intake: What the child that checks a pushed model may use.
+        model: What a pushed model may be.
+        target: Newest stamps that the oldest runtime of the fleet loads; pushed models are brought to them.
         concurrent_intakes: Such children at once.
         grace_s: How long running calls may go on after SIGTERM.
         log_level: debug, info, warning or error.
@@ -38,6 +41,8 @@ class CompilerSettings:
     scratch: Path
     upload: UploadLimits
     intake: ChildLimits
+    model: ModelLimits
+    target: FleetTarget
     concurrent_intakes: int
     grace_s: float
     log_level: str
@@ -51,7 +56,7 @@ class CompilerSettings:
             InvalidInputError: Names every bad value, not only the first.
         """
         read = SettingsReader(environ)
-        upload = UploadLimits()
+        upload, model, target = UploadLimits(), ModelLimits(), FleetTarget()
         settings = CompilerSettings(
             store=StoreSettings.read(read),
             address=read.checked("DOVETAIL_COMPILER_ADDRESS", "0.0.0.0:7001", check_address),
@@ -61,6 +66,14 @@ class CompilerSettings:
                 total_bytes=read.integer("DOVETAIL_MAX_PUSH_BYTES", upload.total_bytes, low=1, high=1 << 50)
             ),
             intake=ChildLimits(wall_s=read.number("DOVETAIL_INTAKE_WALL_S", 300.0, low=1.0, high=86400.0)),
+            model=ModelLimits(
+                inline_bytes=read.integer("DOVETAIL_INLINE_BYTES", model.inline_bytes, low=0, high=model.inline_bytes),
+                simplify_s=read.number("DOVETAIL_SIMPLIFY_S", model.simplify_s, low=0.0, high=86400.0),
+            ),
+            target=FleetTarget(
+                opset=read.integer("DOVETAIL_FLEET_OPSET", target.opset, low=OLDEST_OPSET, high=64),
+                ir_version=read.integer("DOVETAIL_FLEET_IR", target.ir_version, low=7, high=64),
+            ),
             concurrent_intakes=read.integer("DOVETAIL_CONCURRENT_INTAKES", 2, low=1, high=64),
             grace_s=read.number("DOVETAIL_STOP_GRACE_S", 5.0, low=0.0, high=600.0),
             log_level=read.choice("DOVETAIL_LOG_LEVEL", "info", LEVELS),

@@ -93,7 +93,9 @@ class Manifest:
         labels: Other facts for people, such as {"calibration": "uncalibrated"}.
         built_by: Hardware class of the builder (provenance, not contract).
         built_at_ms: Wall clock of the builder.
-        verified: "native" if the gate ran on the class it is for, "emulated", or "no".
+        verified: How the gate ran: "native" on a CPU of `verified_isa`, "emulated" by an emulation of one, or "no".
+        verified_isa: Instruction set class that `verified` speaks of; on machines of other classes nothing is verified.
+            "" for manifests and devices where it does not matter: then `verified` holds on every machine.
     """
 
     artifact_key: str
@@ -113,6 +115,7 @@ class Manifest:
     built_by: str = ""
     built_at_ms: int = 0
     verified: str = "native"
+    verified_isa: str = ""
 
     def __post_init__(self) -> None:
         check_digest(self.artifact_key, "artifact key")
@@ -159,6 +162,7 @@ class Manifest:
             "built_by": self.built_by,
             "built_at_ms": self.built_at_ms,
             "verified": self.verified,
+            "verified_isa": self.verified_isa,
         }
 
     def to_bytes(self) -> bytes:
@@ -200,6 +204,7 @@ class Manifest:
                 built_by=document["built_by"],
                 built_at_ms=int(document["built_at_ms"]),
                 verified=document["verified"],
+                verified_isa=str(document.get("verified_isa", "")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as exc:
             raise InvalidInputError(f"manifest is not readable: {exc!r}") from exc

@@ -57,6 +57,21 @@ def isa_class(arch: str, features: frozenset[str]) -> str:
     return arch
 
 
+def features_of_isa(name: str) -> frozenset[str]:
+    """The features that an x86 CPU of that class has at least.
+
+    `isa_class("x86_64", features_of_isa(name)) == name`.
+
+    Raises:
+        KeyError: Not a class of x86.
+    """
+    level, *extras = name.split("+")
+    features = {"x86-64-v1": set[str](), "x86-64-v2": _X86_V2, "x86-64-v3": _X86_V3, "x86-64-v4": _X86_V4}[level]
+    vnni = {"avx512_vnni" if level == "x86-64-v4" else "avx_vnni"}
+    more = {"vnni": vnni, "bf16": {"avx512_bf16"}, "amx": {"amx_tile", "amx_int8"}}
+    return frozenset(features.union(*(more[extra] for extra in extras)))
+
+
 def _x86_class(features: frozenset[str]) -> str:
     levels = (("x86-64-v4", _X86_V4), ("x86-64-v3", _X86_V3), ("x86-64-v2", _X86_V2))
     name = next((level for level, needs in levels if needs <= features), "x86-64-v1")

@@ -22,6 +22,7 @@ from dovetail.errors import InvalidInputError
 from dovetail.gate import GateReport
 from dovetail.negotiation import Assessment, BuildOrder, Objective
 from dovetail.pb.v1 import artifacts_pb2, compiler_pb2, registry_pb2, storage_pb2, types_pb2
+from dovetail.ranges import DimRange
 from dovetail.recipe import Recipe
 from dovetail.rules import ModelFacts, Reason, Verdict
 from dovetail.tensor import TensorSpec
@@ -115,6 +116,16 @@ def tensor_spec_message(spec: TensorSpec) -> types_pb2.TensorSpec:
 def read_tensor_spec(message: types_pb2.TensorSpec) -> TensorSpec:
     """Name, datatype and shape. Raises InvalidInputError for an unknown datatype or a bad shape."""
     return TensorSpec(message.name, message.datatype, tuple(message.shape))
+
+
+def range_message(item: DimRange) -> registry_pb2.DimRange:
+    """What a free dimension may be."""
+    return registry_pb2.DimRange(input=item.input, axis=item.axis, min=item.min, usual=item.usual, max=item.max)
+
+
+def read_range(message: registry_pb2.DimRange) -> DimRange:
+    """What a free dimension may be. Raises InvalidInputError for a negative axis or sizes that are out of order."""
+    return DimRange(message.input, message.axis, message.min, message.usual, message.max)
 
 
 def recipe_message(recipe: Recipe) -> types_pb2.Recipe:

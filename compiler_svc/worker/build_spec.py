@@ -15,12 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compiler_svc.intake.limits import ModelLimits
+from compiler_svc.intake.limits import FleetTarget, ModelLimits
+from compiler_svc.support import EngineSupport
 from compiler_svc.worker.child_failure import ChildFailure
 from dovetail.accuracy import AccuracyPolicy
 from dovetail.benchmark import BenchmarkRecord
 from dovetail.contract import Contract
 from dovetail.gate import GateReport
+from dovetail.ranges import DimRange
 from dovetail.recipe import Recipe
 from dovetail.rules import ModelFacts
 from dovetail.tensor import TensorSpec
@@ -29,6 +31,9 @@ SPEC_FILE = "spec.json"
 RESULT_FILE = "result.json"
 LOG_FILE = "child.log"
 OUT_DIR = "out"
+MAX_GATE_SAMPLES = 1000
+"""Samples that a gate runs at most; evenly spaced if there are more."""
+
 MAX_RESULT_BYTES = 4 << 20
 """Refuse larger result documents; a real one is a few KiB."""
 
@@ -40,19 +45,20 @@ class ChildLimits:
     Attributes:
         wall_s: Seconds until its process group is killed.
         cpu_s: CPU seconds of all its threads together (RLIMIT_CPU).
-        memory_bytes: Address space (RLIMIT_AS); reserve generously, libraries map more than they touch.
+        memory_bytes: Address space of one process (RLIMIT_AS), and resident memory of all together; reserve generously,
+            libraries map more than they touch.
         file_bytes: Largest file it may write (RLIMIT_FSIZE).
         open_files: File descriptors (RLIMIT_NOFILE).
-        processes: Processes and threads of its user (RLIMIT_NPROC); 0 leaves it alone, because the kernel counts all
-            processes of the user, not only the child's, and exempts root.
+        processes: Processes at once; 0 for any number. Counted in the child's own process namespace, because the
+            kernel's limit (RLIMIT_NPROC) counts all processes of the user and exempts root; not held without one.
     """
 
     wall_s: float = 900.0
     cpu_s: int = 1800
     memory_bytes: int = 16 << 30
-    file_bytes: int = 4 << 30
+    file_bytes: int = 8 << 30
     open_files: int = 512
-    processes: int = 0
+    processes: int = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +70,16 @@ class EmulatedCpu:
         isa_class: Canonical instruction set class, such as "x86-64-v3".
         arch: Its architecture.
         cpu_features: Its features, in the kernel's spelling.
+        program: Path of the emulator; "" where none is needed.
+        root: Root directory with the Python and the libraries of another architecture; "" takes this process' own.
     """
 
     name: str
     isa_class: str
     arch: str
     cpu_features: frozenset[str]
+    program: str = ""
+    root: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +93,11 @@ class IntakeSpec:
         validation_file: .npz, or "".
         label_array: Name of the label array that was asked for, which must be there; "" is the default, which may be
             absent.
-        task: As in AccuracyPolicy; labels are held against the outputs unless it is "generic".
+        task: As in AccuracyPolicy; class labels are held against the output.
+        output: As in AccuracyPolicy.
         limits: What is accepted.
+        ranges: Declared sizes of free dimensions.
+        target: Newest stamps that the result may have.
     """
 
     model_file: str = "model.onnx"
@@ -93,7 +106,10 @@ class IntakeSpec:
     validation_file: str = ""
     label_array: str = ""
     task: str = ""
+    output: str = ""
     limits: ModelLimits = field(default_factory=ModelLimits)
+    ranges: tuple[DimRange, ...] = ()
+    target: FleetTarget = field(default_factory=FleetTarget)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +134,8 @@ class BuildSpec:
         known: Figures of other artifacts of this model on this class: what this one has to beat.
         emulation: CPU that the gate runs under; None runs it natively and measures.
         max_gate_samples: Validation samples used by the gate, evenly spaced if there are more.
+        ranges: Declared sizes of free dimensions.
+        mixed_budget_s: Seconds for tries with some layers in float, if the gate is missed; 0 for none.
     """
 
     recipe: Recipe
@@ -136,7 +154,9 @@ class BuildSpec:
     objective: str = "latency"
     known: tuple[BenchmarkRecord, ...] = ()
     emulation: EmulatedCpu | None = None
-    max_gate_samples: int = 1000
+    max_gate_samples: int = MAX_GATE_SAMPLES
+    ranges: tuple[DimRange, ...] = ()
+    mixed_budget_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +213,10 @@ class IntakeOutcome:
     """A model that was accepted.
 
     Attributes:
-        model: The normalised, self-contained file.
+        model: The normalised file; self-contained unless there is `weights`.
         model_digest: Digest of the normalised graph; equal however the graph was serialised.
         file_digest: sha256 of `model`.
-        size_bytes: Size of `model`.
+        size_bytes: Size of `model` and `weights` together.
         opset: Opset of ai.onnx after intake.
         ir_version: ONNX IR version after intake.
         inputs: Signature.
@@ -206,7 +226,11 @@ class IntakeOutcome:
         notes: What intake changed, and which backends cannot build it, for people.
         calibration: Facts of the calibration samples.
         validation: Facts of the validation samples.
-        network_isolated: True if the child had no network.
+        confined: Rights that the child did not have: "network", "writing" outside its directory, "privileges" …
+        weights: The weights of a model that is too large for one protobuf file, else None; an engine finds it beside
+            the model under the name "model.onnx.data".
+        support: What each engine that intake had can do with it.
+        ranges: As declared, and for every other dimension that the graph gives the same name.
     """
 
     model: Path
@@ -222,7 +246,10 @@ class IntakeOutcome:
     notes: tuple[str, ...] = ()
     calibration: SampleFacts = field(default_factory=SampleFacts)
     validation: SampleFacts = field(default_factory=SampleFacts)
-    network_isolated: bool = False
+    confined: tuple[str, ...] = ()
+    weights: Path | None = None
+    support: tuple[EngineSupport, ...] = ()
+    ranges: tuple[DimRange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +267,7 @@ class BuildResult:
         max_batch_size: Largest batch that may be formed along the first axis; 0 if requests must not be batched,
             because an input has no free first axis or rows were seen to influence each other.
         toolchain: Exact versions of what touched the bytes, as the backend in the child reports them.
-        network_isolated: True if the child had no network.
+        confined: Rights that the child did not have: "network", "writing" outside its directory, "privileges" …
     """
 
     files: tuple[BuiltFile, ...]
@@ -252,7 +279,7 @@ class BuildResult:
     labels: Mapping[str, str]
     max_batch_size: int
     toolchain: Mapping[str, str]
-    network_isolated: bool = False
+    confined: tuple[str, ...] = ()
 
 
 ChildOutcome = IntakeOutcome | BuildResult | ChildFailure

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The child's build task: the order of its steps (build, try, judge, measure), and what a missed gate reports."""
+"""The child's build task: the order of its steps (build, try, judge, repair, measure), and what a miss reports."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from compiler_svc.intake.limits import ModelLimits
 from compiler_svc.intake.samples import SampleSet, load_samples
 from compiler_svc.worker import judging
 from compiler_svc.worker.build_spec import OUT_DIR, BuildSpec
-from compiler_svc.worker.candidate import Candidate
+from compiler_svc.worker.candidate import GOLDENS_FILE, Candidate, judged
 from compiler_svc.worker.child_failure import ChildFailure, FailureKind
 from compiler_svc.worker.measuring import Measurement, measure_artifact
+from compiler_svc.worker.mixed_build import Workshop, explained
 from compiler_svc.worker.trial import TrialGround, ground_for
-from dovetail.engines.goldens import write_goldens
 from dovetail.errors import ErrorCode, UnsupportedError
-
-GOLDENS_FILE = "goldens.npz"
+from dovetail.layers import FILE_NAME as LAYERS_FILE
+from dovetail.layers import LayerReport
 
 Report = Callable[[str, float, str], None]
 
@@ -38,7 +38,8 @@ def run_build_task(spec: BuildSpec, directory: Path, report: Report) -> dict[str
     model = directory / spec.model_file
     report("building", 0.02, "starting")
     backend = _backend(spec)
-    built = backend.build(_order(spec, model, calibration, out, report))
+    order = _order(spec, model, calibration, out, report)
+    built = backend.build(order)
     report("gating", 0.55, "running the reference")
     try:
         evidence = judging.gather_evidence(spec, model, calibration, validation)
@@ -46,15 +47,27 @@ def run_build_task(spec: BuildSpec, directory: Path, report: Report) -> dict[str
         return _failed(FailureKind.DETERMINISTIC, "reference_not_finite", str(exc), built)
     ground = ground_for(spec)
     report("gating", 0.65, f"comparing {len(evidence.feeds)} samples with the reference")
-    candidate = _judged(spec, built, evidence, ground, out)
+    first = judged(spec, spec.recipe, built, evidence, ground, out)
+    final = explained(Workshop(spec, backend, order, evidence, ground), first, report)
+    candidate = final.candidate
     measurement = Measurement()
     if ground.verified == "native":
         report("measuring", 0.8, "measuring")
-        measurement = measure_artifact(spec, model, candidate.built, evidence, out)
-    labels = {**candidate.built.labels, "gate_inputs": f"{evidence.origin}, {len(evidence.feeds)} samples"}
+        measurement = measure_artifact(
+            spec,
+            model,
+            candidate.built,
+            evidence,
+            out,
+            max_batch_size=candidate.trial.max_batch_size,
+            deep=candidate.gate.passed,
+            report=report,
+        )
+    inputs = f"{evidence.origin}, {len(evidence.feeds)} samples"
+    labels = {**candidate.built.labels, "gate_inputs": inputs, **final.labels}
     if not candidate.gate.passed:
-        return _missed(candidate, measurement, labels)
-    return _result(backend, candidate, measurement, labels, ground)
+        return _missed(candidate, measurement, labels, final.report)
+    return _result(backend, candidate, measurement, labels, ground, _layers_file(final.report, out))
 
 
 def _samples(spec: BuildSpec, directory: Path) -> tuple[SampleSet | None, SampleSet | None]:
@@ -66,7 +79,9 @@ def _samples(spec: BuildSpec, directory: Path) -> tuple[SampleSet | None, Sample
     if spec.validation_file:
         path = directory / spec.validation_file
         label_array = spec.policy.label_array
-        validation = load_samples(path, spec.inputs, limits, what="validation", label_array=label_array)
+        validation = load_samples(
+            path, spec.inputs, limits, what="validation", label_array=label_array, task=spec.policy.task
+        )
     return calibration, validation
 
 
@@ -97,36 +112,19 @@ def _order(spec: BuildSpec, model: Path, calibration: SampleSet | None, out: Pat
     )
 
 
-def _judged(
-    spec: BuildSpec, built: BuildOutput, evidence: judging.Evidence, ground: TrialGround, out: Path
-) -> Candidate:
-    """Try it, run the gate, and replay the goldens as every device will; one that fails either is not offered."""
-    trial = ground.run(built, evidence)
-    gate = judging.judge(spec, evidence, trial.outputs)
-    if gate.passed:
-        goldens = judging.choose_goldens(spec, evidence, trial.outputs)
-        if goldens is None:
-            gate = replace(gate, passed=False, failures=("no handful of samples is within the thresholds by itself",))
-        else:
-            path = out / GOLDENS_FILE
-            write_goldens(path, goldens)
-            again = ground.replay(built, path)
-            if not again.passed:
-                gate = replace(gate, passed=False, failures=tuple(f"goldens: {line}" for line in again.failures))
-    return Candidate(spec.recipe, built, trial, gate)
-
-
 def _result(
     backend: BackendModule,
     candidate: Candidate,
     measurement: Measurement,
     labels: Mapping[str, str],
     ground: TrialGround,
+    extra: Sequence[Mapping[str, str]],
 ) -> dict[str, Any]:
     built = candidate.built
     needed = max(measurement.peak_rss_bytes, candidate.size_bytes)
     files = [{"name": name, "role": "model", "file": path.name} for name, path in built.files.items()]
     files.append({"name": GOLDENS_FILE, "role": "goldens", "file": GOLDENS_FILE})
+    files.extend(dict(item) for item in extra)
     return {
         "build": {
             "files": files,
@@ -142,8 +140,20 @@ def _result(
     }
 
 
-def _missed(candidate: Candidate, measurement: Measurement, labels: Mapping[str, str]) -> dict[str, Any]:
+def _layers_file(layers: LayerReport | None, out: Path) -> list[dict[str, str]]:
+    """The entry of the layer report, written; [] if there is none."""
+    if layers is None:
+        return []
+    (out / LAYERS_FILE).write_bytes(layers.to_bytes())
+    return [{"name": LAYERS_FILE, "role": "layers", "file": LAYERS_FILE}]
+
+
+def _missed(
+    candidate: Candidate, measurement: Measurement, labels: Mapping[str, str], layers: LayerReport | None
+) -> dict[str, Any]:
     reasons = "; ".join(candidate.gate.failures[:3])
+    if layers is not None and layers.tries:
+        reasons += f"; with layers in float: {'; '.join(layers.tries)}"
     failure = ChildFailure(
         FailureKind.DETERMINISTIC,
         "gate_missed",
@@ -152,6 +162,7 @@ def _missed(candidate: Candidate, measurement: Measurement, labels: Mapping[str,
         benchmark=next(iter(measurement.records), None),
         size_bytes=candidate.size_bytes,
         labels=labels,
+        layers=layers.fitted() if layers else None,
     )
     return failure.to_json()
 

@@ -14,6 +14,7 @@ from typing import Any
 from dovetail.benchmark import BenchmarkRecord
 from dovetail.errors import ERROR_CLASSES, DovetailError, ErrorCode
 from dovetail.gate import GateReport
+from dovetail.layers import LayerReport
 
 
 class FailureKind(StrEnum):
@@ -40,6 +41,7 @@ class ChildFailure:
         benchmark: Figures, if they could be measured although the gate was missed.
         size_bytes: Size of the built files if something was built.
         labels: Facts for people about what was built.
+        layers: Where the error arises, if the gate was missed.
     """
 
     kind: FailureKind
@@ -51,6 +53,7 @@ class ChildFailure:
     benchmark: BenchmarkRecord | None = None
     size_bytes: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
+    layers: LayerReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON form without the log, under the one key "failure" of a result document."""
@@ -64,6 +67,7 @@ class ChildFailure:
                 "benchmark": self.benchmark.to_json() if self.benchmark else None,
                 "size_bytes": self.size_bytes,
                 "labels": dict(self.labels),
+                "layers": self.layers.to_json() if self.layers else None,
             }
         }
 
@@ -72,7 +76,7 @@ class ChildFailure:
         """Read what stands under "failure".
 
         Raises:
-            InvalidInputError: A gate report or benchmark in it is not readable.
+            InvalidInputError: A gate or layer report or benchmark in it is not readable.
             KeyError, ValueError: A field is missing or has a value that is not known.
         """
         return ChildFailure(
@@ -85,6 +89,7 @@ class ChildFailure:
             benchmark=BenchmarkRecord.from_json(document["benchmark"]) if document["benchmark"] else None,
             size_bytes=int(document["size_bytes"]),
             labels={str(key): str(value) for key, value in document["labels"].items()},
+            layers=LayerReport.from_json(document["layers"]) if document.get("layers") else None,
         )
 
     def to_error(self) -> DovetailError:

@@ -9,22 +9,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compiler_svc.index import Index
+from compiler_svc.intake.limits import WEIGHTS_FILE
 from compiler_svc.jobs.base import JobQueue, Lease
 from compiler_svc.scratch import scratch_directory
-from compiler_svc.worker.build_spec import BuildResult, BuildSpec, ChildLimits, Progress
+from compiler_svc.worker.build_spec import (
+    MAX_GATE_SAMPLES,
+    BuildResult,
+    BuildSpec,
+    ChildLimits,
+    EmulatedCpu,
+    Progress,
+)
 from compiler_svc.worker.child_failure import ChildFailure, FailureKind
+from compiler_svc.worker.known_figures import known_figures
 from compiler_svc.worker.publish import manifest_of, store_result
 from dovetail.clock import Clock
 from dovetail.errors import DovetailError, IntegrityError, NotFoundError, OverLimitError, UnavailableError
 from dovetail.fingerprint import Fingerprint
 from dovetail.hardware_class import hardware_class
 from dovetail.pb.v1 import compiler_pb2 as pb
-from dovetail.pb.v1.registry_pb2 import FILE_ROLE_CALIBRATION, FILE_ROLE_MODEL, FILE_ROLE_VALIDATION
+from dovetail.pb.v1.registry_pb2 import (
+    FILE_ROLE_CALIBRATION,
+    FILE_ROLE_MODEL,
+    FILE_ROLE_VALIDATION,
+    FILE_ROLE_WEIGHTS,
+)
 from dovetail.pb.v1.storage_pb2 import BuildJob, ModelRecord
 from dovetail.store.base import ChunkStore
 from dovetail.store.files import load_file
@@ -34,7 +48,9 @@ from dovetail.wire import (
     model_facts,
     read_chunk,
     read_contract,
+    read_objective,
     read_policy,
+    read_range,
     read_recipe,
     read_tensor_spec,
 )
@@ -48,6 +64,7 @@ BuildRunner = Callable[
 
 _FILES = {
     FILE_ROLE_MODEL: "model.onnx",
+    FILE_ROLE_WEIGHTS: WEIGHTS_FILE,
     FILE_ROLE_CALIBRATION: "calibration.npz",
     FILE_ROLE_VALIDATION: "validation.npz",
 }
@@ -79,6 +96,8 @@ class BuildOptions:
         lease_s: The queue's lease; it is renewed every quarter.
         measure_budget_s: Seconds spent on one benchmark.
         limits: What a child may use.
+        emulations: CPUs that the gate can run under here, by the name that jobs have for them.
+        emulated_samples: Samples that such a gate runs at most.
     """
 
     machine: Fingerprint
@@ -87,6 +106,8 @@ class BuildOptions:
     lease_s: float
     measure_budget_s: float
     limits: ChildLimits
+    emulations: Mapping[str, EmulatedCpu] = field(default_factory=dict)
+    emulated_samples: int = 100
 
 
 class LeasedBuild:
@@ -144,7 +165,9 @@ class LeasedBuild:
             record = await self._index.model(job.model, job.version)
             async with scratch_directory(self._options.scratch, "build-") as directory:
                 await self._materialise(record, directory)
-                spec = self._spec(record)
+                here = hardware_class(self._options.machine).key
+                known = await known_figures(self._index, job.model, record.model.version, here)
+                spec = replace(self._spec(record), known=known)
                 outcome = await self._run(directory, spec, self._options.limits, self._heard)
                 if isinstance(outcome, ChildFailure):
                     return outcome
@@ -167,6 +190,8 @@ class LeasedBuild:
     def _spec(self, record: ModelRecord) -> BuildSpec:
         job, model = self._lease.job, record.model
         present = {file.role for file in record.files}
+        emulation = self._emulation()
+        slow = emulation is not None and emulation.program != ""
         return BuildSpec(
             recipe=read_recipe(job.recipe),
             contract=read_contract(job.contract_json),
@@ -180,8 +205,22 @@ class LeasedBuild:
             model_file=_FILES[FILE_ROLE_MODEL],
             calibration_file=_FILES[FILE_ROLE_CALIBRATION] if FILE_ROLE_CALIBRATION in present else "",
             validation_file=_FILES[FILE_ROLE_VALIDATION] if FILE_ROLE_VALIDATION in present else "",
-            measure_budget_s=self._options.measure_budget_s,
+            measure_budget_s=job.measure_budget_s or self._options.measure_budget_s,
+            objective=str(read_objective(job.objective)),
+            mixed_budget_s=self._options.limits.wall_s / 3,  # the build before it and the last try may take as long
+            ranges=tuple(read_range(item) for item in model.ranges),
+            emulation=emulation,
+            max_gate_samples=self._options.emulated_samples if slow else MAX_GATE_SAMPLES,
         )
+
+    def _emulation(self) -> EmulatedCpu | None:
+        name = self._lease.job.emulation
+        if not name:
+            return None
+        cpu = self._options.emulations.get(name)
+        if cpu is None:  # it is routed by what workers advertise, so this one has changed since
+            raise UnavailableError(f"the gate is to run under {name!r}, which this worker does not emulate any more")
+        return cpu
 
     async def _publish(self, record: ModelRecord, result: BuildResult) -> None:
         self._state.phase = pb.BUILD_PHASE_PUBLISHING
@@ -204,6 +243,7 @@ class LeasedBuild:
     async def _fail(self, failure: ChildFailure) -> None:
         self._state.gate_json = gate_bytes(failure.gate)
         self._state.benchmark_json = benchmark_bytes(failure.benchmark)
+        self._state.layers_json = failure.layers.to_bytes() if failure.layers else b""
         self._state.size_bytes = failure.size_bytes
         self._state.message = failure.message
         message = pb.BuildFailure(

@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from compiler_svc.intake.limits import ModelLimits
+from compiler_svc.intake.limits import FleetTarget, ModelLimits
 from compiler_svc.worker.build_spec import SPEC_FILE, BuildSpec, ChildLimits, EmulatedCpu, IntakeSpec, SampleFacts
 from dovetail.accuracy import AccuracyPolicy
 from dovetail.benchmark import BenchmarkRecord
 from dovetail.contract import Contract
 from dovetail.errors import InvalidInputError
+from dovetail.ranges import DimRange
 from dovetail.recipe import Recipe
 from dovetail.rules import ModelFacts
 from dovetail.tensor import TensorSpec
@@ -44,7 +45,11 @@ def read_spec(document: Mapping[str, Any]) -> IntakeSpec | BuildSpec:
 
 
 def _intake_json(spec: IntakeSpec) -> dict[str, Any]:
-    return {**asdict(spec), "external_files": dict(spec.external_files)}
+    return {
+        **asdict(spec),
+        "external_files": dict(spec.external_files),
+        "ranges": [item.to_json() for item in spec.ranges],
+    }
 
 
 def _build_json(spec: BuildSpec) -> dict[str, Any]:
@@ -63,14 +68,23 @@ def _build_json(spec: BuildSpec) -> dict[str, Any]:
         "validation_file": spec.validation_file,
         "measure_budget_s": spec.measure_budget_s,
         "max_gate_samples": spec.max_gate_samples,
+        "mixed_budget_s": spec.mixed_budget_s,
         "objective": spec.objective,
         "known": [record.to_json() for record in spec.known],
         "emulation": _emulation_json(spec.emulation),
+        "ranges": [item.to_json() for item in spec.ranges],
     }
 
 
 def _read_intake(body: dict[str, Any]) -> IntakeSpec:
-    return IntakeSpec(**{**body, "limits": ModelLimits(**body["limits"])})
+    return IntakeSpec(
+        **{
+            **body,
+            "limits": ModelLimits(**body["limits"]),
+            "ranges": _read_ranges(body["ranges"]),
+            "target": FleetTarget(**body["target"]),
+        }
+    )
 
 
 def _read_build(body: dict[str, Any]) -> BuildSpec:
@@ -87,8 +101,13 @@ def _read_build(body: dict[str, Any]) -> BuildSpec:
             "policy": AccuracyPolicy.from_json(body["policy"]),
             "known": tuple(BenchmarkRecord.from_json(item) for item in body["known"]),
             "emulation": _read_emulation(body["emulation"]),
+            "ranges": _read_ranges(body["ranges"]),
         }
     )
+
+
+def _read_ranges(items: Iterable[Mapping[str, Any]]) -> tuple[DimRange, ...]:
+    return tuple(DimRange.from_json(item) for item in items)
 
 
 def _emulation_json(cpu: EmulatedCpu | None) -> dict[str, Any] | None:

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from dovetail.cli import builds, demo, doctor, infer, machines, models, nodes, up, why
+from dovetail.cli import builds, debug, demo, doctor, infer, machines, models, nodes, push, stale, up, why
 from dovetail.cli.context import DEFAULT_SERVER, ErrorGroup, GlobalOptions
 from dovetail.cli.exit_codes import TEXT
+from dovetail.cli.report import command as report
 
 
 def make_app() -> typer.Typer:
@@ -27,10 +28,14 @@ def make_app() -> typer.Typer:
     app.command("up")(up.up)
     app.command("doctor")(doctor.doctor)
     app.command("version")(doctor.version)
-    app.command("push")(models.push)
+    app.command("push")(push.push)
     app.command("models")(models.models)
     app.command("compile")(builds.compile_model)
     app.command("artifacts")(builds.artifacts)
+    app.command("rebuild")(builds.rebuild)
+    app.command("stale")(stale.stale)
+    app.command("report")(report.report)
+    app.command("debug")(debug.debug)
     app.command("infer")(infer.infer)
     app.command("why")(why.why)
     app.command("fingerprint")(machines.fingerprint)

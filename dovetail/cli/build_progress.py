@@ -33,7 +33,7 @@ class BuildProgress:
     """Live display of builds; feed it events inside a `with` block. One thread at a time.
 
     Attributes:
-        builds: Artifact key -> the last state seen, in order of first appearance.
+        builds: Artifact key (or recipe and class) -> the last state seen, in order of first appearance.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -64,17 +64,18 @@ class BuildProgress:
     def update(self, event: BuildEvent) -> None:
         """Show one event."""
         build = event.build
-        before = self.builds.get(build.artifact_key)
-        self.builds[build.artifact_key] = build
+        name = build.artifact_key or f"{build.recipe.name}@{build.hardware_class}"  # what is only told has no key
+        before = self.builds.get(name)
+        self.builds[name] = build
         if self._progress.disable:
             if before is None or before.phase is not build.phase:
                 self._console.print(Text(f"{build.recipe.name}: {state_text(build)}"), soft_wrap=True)
             return
-        if build.artifact_key not in self._tasks:
-            self._tasks[build.artifact_key] = self._progress.add_task(
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(
                 "", total=1.0, recipe=build.recipe.name, state="", phase=build.phase
             )
-        task = self._tasks[build.artifact_key]
+        task = self._tasks[name]
         done = 1.0 if build.phase.ended else build.fraction
         self._progress.update(task, completed=done, state=state_text(build), phase=build.phase)
         if build.phase.ended:

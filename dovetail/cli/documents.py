@@ -5,14 +5,16 @@
   validation_samples, labelled, task, aliases, created_at_ms}; inputs and outputs are lists of {name, datatype, shape}
 * push: {model, created, notes}
 * builds (`compile`): list of {artifact_key, model, version, recipe, engine, precision, phase, cached, failure, gate,
-  benchmark, size_bytes, hardware_class}; failure is null or {kind, code, message}
+  benchmark, size_bytes, hardware_class, message}; failure is null or {kind, code, message}; `rebuild` prints the same
 * artifacts: list of {artifact_key, manifest_digest, model, version, recipe, engine, device, precision, size_bytes,
   gate, benchmarks, labels, toolchain, built_by, built_at_ms, verified, rejected, reason}; rejected ones are failed
   builds
+* stale: {stale, builds}; stale is a list of {artifact_key, model, version, recipe, hardware_class, successor, tools},
+  tools of {name, built_with, available}; builds is that of `compile`, empty without --requeue
 * offer (`why`): {model, version, hardware_class, hardware_label, objective, basis, choice, offered, low_memory,
   incompatible, better}; the first three groups are lists of {artifact_key, recipe, verdict, rank, measured,
-  prior_speed, size_bytes, benchmark, reasons}, reasons of {rule, verdict, needs, has, way_out, text}; better is a list
-  of {artifact_key, recipe, phase, why, needs_worker}
+  prior_speed, size_bytes, benchmark, gate, reasons}, reasons of {rule, verdict, needs, has, way_out, text}; better
+  is a list of {artifact_key, recipe, phase, why, needs_worker}
 * nodes: list of {id, role, address, hardware_class, last_seen_ms, engines, serving}, serving of {model, version,
   artifact_key, recipe, state, reason}
 * fingerprint: the fingerprint document itself
@@ -25,7 +27,7 @@ from typing import Any
 
 from dovetail.cli.artifact_table import ArtifactRow
 from dovetail.cli.offer_view import group_offer
-from dovetail.client import Artifact, AssessedArtifact, Build, BuildOrder, Model, Node, Offer, PushResult
+from dovetail.client import Artifact, AssessedArtifact, Build, BuildOrder, Model, Node, Offer, PushResult, StaleArtifact
 from dovetail.rules import Reason
 
 Document = dict[str, Any]
@@ -72,7 +74,13 @@ def build_document(build: Build) -> Document:
         "benchmark": build.benchmark.to_json() if build.benchmark else None,
         "size_bytes": build.size_bytes,
         "hardware_class": build.hardware_class,
+        "message": build.message,
     }
+
+
+def stale_document(item: StaleArtifact) -> Document:
+    """An artifact whose tools are superseded."""
+    return asdict(item)
 
 
 def artifact_document(artifact: Artifact) -> Document:
@@ -165,6 +173,7 @@ def _assessed(item: AssessedArtifact) -> Document:
         "prior_speed": item.prior_speed,
         "size_bytes": item.size_bytes,
         "benchmark": item.benchmark.to_json() if item.benchmark else None,
+        "gate": item.gate.to_json() if item.gate else None,
         "reasons": [_reason(reason) for reason in item.reasons],
     }
 

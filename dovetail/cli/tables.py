@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of models and nodes. Larger views are apart: `artifact_table`, `offer_view`, `fingerprint_view`."""
+"""Tables of models, nodes and stale artifacts. Larger ones: `artifact_table`, `offer_view`, `fingerprint_view`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dovetail.cli.output import age_text, plain, shape_text, short_key, size_text
-from dovetail.client import Model, Node
+from dovetail.client import Model, Node, StaleArtifact
 from dovetail.tensor import TensorSpec
 
 STATE_STYLE = {"READY": "green", "LOADING": "yellow", "UNAVAILABLE": "red"}
@@ -55,6 +55,23 @@ def node_table(nodes: Sequence[Node]) -> Table:
             plain(node.hardware_class or "-"),
             seen,
             _serves(node),
+        )
+    return table
+
+
+def stale_table(artifacts: Iterable[StaleArtifact]) -> Table:
+    """Artifacts with superseded tools: what they were built with and what there is now."""
+    table = plain_table("model", "recipe", "key", "class", "tool", "built with", "now", "successor")
+    for item in artifacts:
+        table.add_row(
+            plain(f"{item.model} v{item.version}"),
+            plain(item.recipe),
+            plain(short_key(item.artifact_key)),
+            plain(item.hardware_class or "-"),
+            plain("\n".join(tool.name for tool in item.tools)),
+            plain("\n".join(tool.built_with or "without" for tool in item.tools)),
+            plain("\n".join(tool.available for tool in item.tools)),
+            plain(short_key(item.successor) or "-"),
         )
     return table
 

@@ -5,6 +5,7 @@ Both offer the same verbs from one implementation (`async_client`); errors are t
 `__all__` are the public surface; everything else may change.
 """
 
+from dovetail.accuracy import AccuracyPolicy
 from dovetail.client.async_client import AsyncClient, connect_async
 from dovetail.client.blocking_client import Client, connect
 from dovetail.client.results import (
@@ -20,11 +21,15 @@ from dovetail.client.results import (
     Offer,
     PushResult,
     Serving,
+    StaleArtifact,
+    StaleTool,
     Tensors,
 )
 from dovetail.offer import Objective
+from dovetail.ranges import DimRange
 
 __all__ = [
+    "AccuracyPolicy",
     "Artifact",
     "AssessedArtifact",
     "AsyncClient",
@@ -34,12 +39,15 @@ __all__ = [
     "BuildOrder",
     "BuildPhase",
     "Client",
+    "DimRange",
     "Model",
     "Node",
     "Objective",
     "Offer",
     "PushResult",
     "Serving",
+    "StaleArtifact",
+    "StaleTool",
     "Tensors",
     "connect",
     "connect_async",

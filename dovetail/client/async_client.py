@@ -1,49 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
 """The SDK's one implementation: every verb of the mesh as a coroutine or an async iterator.
 
-`blocking_client` runs these same methods on a private event loop. Messages are read in `messages`, pushes made in
-`push`, tensors coded in `inference`, nodes chosen in `chosen_nodes`; here is what remains: the calls.
+`blocking_client` runs these same methods on a private event loop. Verbs about builds are in `build_calls`, messages are
+read in `messages`, pushes made in `push`, tensors coded in `inference`, nodes chosen in `chosen_nodes`; here is what
+remains: the calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from dovetail.accuracy import AccuracyPolicy
+from dovetail.client.build_calls import CALL_TIMEOUT_S, BuildCalls
 from dovetail.client.chosen_nodes import ChosenNodes
 from dovetail.client.download import download_files
 from dovetail.client.inference import Requests
+from dovetail.client.layer_reports import fetch_layers, read_layers
 from dovetail.client.messages import (
     negotiate_message,
     read_artifact,
-    read_build,
-    read_build_event,
     read_model,
     read_node,
     read_offer,
     read_push,
 )
-from dovetail.client.push import OnProgress, PushOrder, check_files, send_push
-from dovetail.client.results import Artifact, Build, BuildEvent, Model, Node, Offer, PushResult, Tensors
+from dovetail.client.prepare import opened_bundle, with_samples
+from dovetail.client.push import OnProgress, PushOrder, check_files, policy_of, send_push
+from dovetail.client.results import Artifact, Model, Node, Offer, PushResult, Tensors
+from dovetail.client.samples import Samples
+from dovetail.errors import NotFoundError
 from dovetail.fingerprint import Fingerprint
+from dovetail.layers import LayerReport
 from dovetail.offer import Objective
 from dovetail.pb.v1 import artifacts_pb2, compiler_pb2, fleet_pb2, registry_pb2
 from dovetail.pb.v1.artifacts_pb2_grpc import ArtifactCacheStub
 from dovetail.pb.v1.compiler_pb2_grpc import CompilerStub
 from dovetail.pb.v1.fleet_pb2_grpc import FleetStub
 from dovetail.pb.v1.registry_pb2_grpc import ModelRegistryStub
+from dovetail.ranges import DimRange
 from dovetail.rpc.channel import open_channel
 from dovetail.rpc.status import translated_errors
 from dovetail.tensor import Array, TensorSpec
 
-CALL_TIMEOUT_S = 30.0
-"""Limit of a short call; builds and pushes have none of their own."""
 
-
-class AsyncClient:
+class AsyncClient(BuildCalls):
     """A connection to a mesh. Belongs to the event loop it is used in; many calls may run at once.
 
     All verbs raise the errors of `dovetail.errors`; UnavailableError if the service does not answer.
@@ -51,10 +55,9 @@ class AsyncClient:
 
     def __init__(self, address: str, *, inference: str | None = None) -> None:
         """See `connect_async`."""
-        self.address = address
         self._channel = open_channel(address)
+        super().__init__(address, CompilerStub(self._channel))
         self._registry = ModelRegistryStub(self._channel)
-        self._compiler = CompilerStub(self._channel)
         self._cache = ArtifactCacheStub(self._channel)
         self._fleet = FleetStub(self._channel)
         self._chosen = ChosenNodes(inference, self.nodes)
@@ -79,12 +82,16 @@ class AsyncClient:
         name: str,
         model: Path,
         *,
-        calibration: Path | None = None,
-        validation: Path | None = None,
+        calibration: Samples | None = None,
+        validation: Samples | None = None,
         external_data: Sequence[Path] = (),
+        policy: AccuracyPolicy | None = None,
         task: str = "",
         label_array: str = "",
+        output: str = "",
         max_metric_drop: float | None = None,
+        tolerances: Mapping[str, float] | None = None,
+        ranges: Sequence[DimRange] = (),
         on_progress: OnProgress | None = None,
     ) -> PushResult:
         """Push a model; pushing the same content again returns the version that has it.
@@ -92,12 +99,18 @@ class AsyncClient:
         Args:
             name: Model name: a-z 0-9 . _ -, at most 128 characters.
             model: The .onnx file.
-            calibration: .npz with one array per input, first axis is the sample; int8 static recipes need it.
-            validation: .npz in the same form, with labels if the task is classification; disjoint from calibration.
+            calibration: Samples that int8 static recipes need: .npz with one array per input, first axis is the sample;
+                a folder with one .npy per input; or an iterable of mappings input name -> array, one for each sample,
+                which is read in another thread and never held as a whole.
+            validation: The same, with labels if there are any; disjoint from calibration.
             external_data: Files that the model names as external data.
-            task: "classification" or "generic"; default: decided by the labels.
-            label_array: Name of the label array; default "label".
+            policy: How accuracy is judged; or give its fields one by one:
+            task: "classification", "regression", "embedding", "detection" or "generic"; default: decided by the labels.
+            label_array: Name of the label array, which must be there; default "label", which may be absent.
+            output: Output that the task metric reads; default: the first.
             max_metric_drop: Allowed loss of the task metric, a fraction; default: by precision.
+            tolerances: Threshold of the gate (a field of `dovetail.gate.Thresholds`) -> value instead of the default.
+            ranges: Sizes of free dimensions.
             on_progress: Called with bytes sent and bytes in all.
 
         Raises:
@@ -105,10 +118,32 @@ class AsyncClient:
             OverLimitError: Over a size, node or element limit.
             UnsupportedError: An opset or operator that no backend supports.
         """
-        check_files([model, calibration, validation, *external_data])
-        order = PushOrder(
-            name, model, tuple(external_data), calibration, validation, task, label_array, max_metric_drop
-        )
+        check_files([model, *external_data])
+        judged_by = policy_of(
+            policy, task=task, label_array=label_array, output=output, max_metric_drop=max_metric_drop,
+            tolerances=tolerances or {},
+        )  # fmt: skip
+        order = PushOrder(name, model, tuple(external_data), policy=judged_by, ranges=tuple(ranges))
+        async with with_samples(order, calibration, validation) as complete:
+            return await self._push(complete, on_progress)
+
+    async def push_bundle(self, bundle: Path, *, name: str = "", on_progress: OnProgress | None = None) -> PushResult:
+        """Push a bundle: a folder or zip with the model and a `dovetail.yaml` that says all the rest.
+
+        Args:
+            bundle: The folder or zip; `dovetail.client.bundle_file` shows the file's keys.
+            name: Instead of the name in the file.
+            on_progress: Called with bytes sent and bytes in all.
+
+        Raises:
+            InvalidInputError: The bundle is wrong, the model has another signature than it says, or as `push`.
+            OverLimitError: Over a limit of a zip, or as `push`.
+            UnsupportedError: PyYAML is not installed, or as `push`.
+        """
+        async with opened_bundle(bundle, name) as order:
+            return await self._push(order, on_progress)
+
+    async def _push(self, order: PushOrder, on_progress: OnProgress | None) -> PushResult:
         with translated_errors(self.address):
             return read_push(await send_push(self._registry, order, on_progress))
 
@@ -148,88 +183,6 @@ class AsyncClient:
         with translated_errors(self.address):
             reply = await self._registry.DeleteModel(request, timeout=CALL_TIMEOUT_S)
         return int(reply.versions_deleted)
-
-    async def compile(
-        self,
-        model: str,
-        *,
-        version: int = 0,
-        recipes: Iterable[str] = (),
-        fingerprint: Fingerprint | None = None,
-        force: bool = False,
-    ) -> AsyncGenerator[BuildEvent, None]:
-        """Order builds and watch them; ends when all have ended. Stopping to listen cancels nothing.
-
-        Args:
-            model: Model name.
-            version: 0 is the newest.
-            recipes: Names of recipes; none: all that the machine can use.
-            fingerprint: Machine it is for; None: the class of the live workers.
-            force: Build again although a result or a failure is known.
-
-        Raises:
-            NotFoundError: No such model, version or recipe.
-            PreconditionError: A recipe needs calibration samples and the model has none.
-        """
-        request = compiler_pb2.CompileRequest(
-            model=model,
-            version=version,
-            recipes=list(recipes),
-            fingerprint_json=fingerprint.to_bytes() if fingerprint else b"",
-            force=force,
-        )
-        call = self._compiler.Compile(request)
-        try:
-            with translated_errors(self.address):
-                async for event in call:
-                    yield read_build_event(event)
-        finally:
-            call.cancel()
-
-    async def build_all(
-        self,
-        model: str,
-        *,
-        version: int = 0,
-        recipes: Iterable[str] = (),
-        fingerprint: Fingerprint | None = None,
-        force: bool = False,
-    ) -> tuple[Build, ...]:
-        """Like `compile`, and wait: the final state of every build, failed ones included."""
-        builds: dict[str, Build] = {}
-        events = self.compile(model, version=version, recipes=recipes, fingerprint=fingerprint, force=force)
-        async with aclosing(events):
-            async for event in events:
-                builds[event.build.artifact_key] = event.build
-        return tuple(builds.values())
-
-    async def build(self, artifact_key: str) -> Build:
-        """One build.
-
-        Raises:
-            NotFoundError: No such build.
-        """
-        request = compiler_pb2.GetBuildRequest(artifact_key=artifact_key)
-        with translated_errors(self.address):
-            return read_build(await self._compiler.GetBuild(request, timeout=CALL_TIMEOUT_S))
-
-    async def builds(self, model: str = "", version: int = 0) -> tuple[Build, ...]:
-        """All builds, or those of one model; newest first."""
-        request = compiler_pb2.ListBuildsRequest(model=model, version=version)
-        with translated_errors(self.address):
-            reply = await self._compiler.ListBuilds(request, timeout=CALL_TIMEOUT_S)
-        return tuple(read_build(item) for item in reply.builds)
-
-    async def cancel(self, artifact_key: str) -> Build:
-        """Ask for a build to stop.
-
-        Raises:
-            NotFoundError: No such build.
-            PreconditionError: It has ended.
-        """
-        request = compiler_pb2.CancelBuildRequest(artifact_key=artifact_key)
-        with translated_errors(self.address):
-            return read_build(await self._compiler.CancelBuild(request, timeout=CALL_TIMEOUT_S))
 
     async def negotiate(
         self,
@@ -307,6 +260,23 @@ class AsyncClient:
         artifact = await self.manifest(artifact_key)
         with translated_errors(self.address):
             return await download_files(self._cache, artifact.manifest, into)
+
+    async def layers(self, artifact_key: str) -> LayerReport:
+        """Where an artifact's error arises, layer by layer; also of a build that missed the gate.
+
+        Raises:
+            NotFoundError: No such artifact or build, or it has no layer report.
+            IntegrityError: Bytes are not what their digest says.
+        """
+        try:
+            artifact = await self.manifest(artifact_key)
+        except NotFoundError:
+            request = compiler_pb2.GetBuildRequest(artifact_key=artifact_key)
+            with translated_errors(self.address):
+                build = await self._compiler.GetBuild(request, timeout=CALL_TIMEOUT_S)
+            return read_layers(artifact_key, build.layers_json)
+        with translated_errors(self.address):
+            return await fetch_layers(self._cache, artifact.manifest)
 
     async def nodes(self) -> tuple[Node, ...]:
         """Processes of the mesh that reported themselves."""

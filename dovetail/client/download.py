@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 from dovetail.artifact import FileEntry, Manifest
 from dovetail.digest import sha256_hex
-from dovetail.errors import IntegrityError, InvalidInputError
+from dovetail.errors import IntegrityError, InvalidInputError, OverLimitError
 from dovetail.pb.v1 import artifacts_pb2
 from dovetail.pb.v1.artifacts_pb2_grpc import ArtifactCacheStub
 from dovetail.store.codec import unpack
@@ -53,6 +54,20 @@ async def download_files(cache: ArtifactCacheStub, manifest: Manifest, into: Pat
             await asyncio.to_thread(part.unlink, missing_ok=True)
         files[entry.name] = path
     return files
+
+
+async def fetch_file(cache: ArtifactCacheStub, entry: FileEntry, *, limit_bytes: int) -> bytes:
+    """One small file of an artifact, in memory.
+
+    Raises:
+        IntegrityError: Bytes are not what their digest says.
+        OverLimitError: The manifest says that it is larger.
+    """
+    if entry.size_bytes > limit_bytes:
+        raise OverLimitError(f"{entry.name} has {entry.size_bytes} bytes, at most {limit_bytes} are read")
+    file = BytesIO()
+    await _download(cache, entry, file)
+    return file.getvalue()
 
 
 def _create(path: Path) -> BinaryIO:

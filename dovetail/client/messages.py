@@ -8,6 +8,8 @@ a guess.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from dovetail.artifact import Manifest
 from dovetail.client.results import (
     Artifact,
@@ -22,6 +24,8 @@ from dovetail.client.results import (
     Offer,
     PushResult,
     Serving,
+    StaleArtifact,
+    StaleTool,
 )
 from dovetail.errors import InvalidInputError
 from dovetail.fingerprint import Fingerprint
@@ -97,8 +101,46 @@ def read_build_event(message: compiler_pb2.BuildEvent) -> BuildEvent:
 
 
 def read_artifact(message: artifacts_pb2.ManifestReply) -> Artifact:
-    """A manifest with its digest."""
-    return Artifact(Manifest.from_bytes(message.manifest_json), message.digest)
+    """A manifest with its digest and figures."""
+    manifest = Manifest.from_bytes(message.manifest_json)
+    figures = tuple(read_benchmark(item) for item in message.benchmarks_json)
+    return Artifact(manifest, message.digest, figures or manifest.benchmarks)
+
+
+def read_stale(message: compiler_pb2.StaleArtifact) -> StaleArtifact:
+    """An artifact whose tools are superseded."""
+    return StaleArtifact(
+        artifact_key=message.artifact_key,
+        model=message.model,
+        version=message.version,
+        recipe=message.recipe,
+        tools=tuple(StaleTool(item.name, item.built_with, item.available) for item in message.tools),
+        hardware_class=message.hardware_class,
+        successor=message.successor,
+    )
+
+
+def compile_message(
+    model: str,
+    version: int,
+    recipes: Iterable[str],
+    fingerprint: Fingerprint | None,
+    hardware_class: str,
+    objective: Objective,
+    budget_s: float,
+    force: bool,
+) -> compiler_pb2.CompileRequest:
+    """An order."""
+    return compiler_pb2.CompileRequest(
+        model=model,
+        version=version,
+        recipes=list(recipes),
+        fingerprint_json=fingerprint.to_bytes() if fingerprint else b"",
+        hardware_class=hardware_class,
+        objective=objective_message(objective),
+        budget_s=budget_s,
+        force=force,
+    )
 
 
 def read_offer(message: artifacts_pb2.Offer) -> Offer:

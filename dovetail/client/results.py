@@ -170,10 +170,49 @@ class BuildEvent:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A published artifact: its manifest and the digest of the manifest's bytes."""
+    """A published artifact.
+
+    Attributes:
+        manifest: Its manifest.
+        digest: Digest of the manifest's bytes.
+        benchmarks: Its figures on every hardware class: the build's, and what nodes reported since.
+    """
 
     manifest: Manifest
     digest: str
+    benchmarks: tuple[BenchmarkRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StaleTool:
+    """A tool of an artifact that a live worker has in a newer version."""
+
+    name: str
+    built_with: str
+    available: str
+
+
+@dataclass(frozen=True, slots=True)
+class StaleArtifact:
+    """An artifact whose tools are superseded.
+
+    Attributes:
+        artifact_key: Its key.
+        model: Model name.
+        version: Model version.
+        recipe: Name of its recipe.
+        tools: What is newer now.
+        hardware_class: Class it was ordered for, or built on.
+        successor: Key of the artifact that was built with the new tools; "" if there is none yet.
+    """
+
+    artifact_key: str
+    model: str
+    version: int
+    recipe: str
+    tools: tuple[StaleTool, ...]
+    hardware_class: str
+    successor: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,8 @@ def _map_code() -> tuple[mmap.mmap, int]:
     return page, address
 
 
-def _read() -> dict[str, object]:
+def read_leaves() -> dict[str, object]:
+    """The registers of all leaves that `dovetail.probe.cpuid` reads. Raises OSError where code cannot be mapped."""
     _page, address = _map_code()
     call = ctypes.CFUNCTYPE(None, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p)(address)
     xgetbv = ctypes.CFUNCTYPE(ctypes.c_uint64)(address + _XGETBV_OFFSET)
@@ -64,7 +65,7 @@ def _answer() -> dict[str, object]:
     if platform.machine() not in ("x86_64", "AMD64") or sys.maxsize < 2**32:
         return {"error": f"CPUID is for x86-64 processes, this one runs on {platform.machine()}"}
     try:
-        return _read()
+        return read_leaves()
     except (OSError, ValueError) as exc:
         return {"error": str(exc)}
 

@@ -20,7 +20,7 @@ import pytest
 from onnx import helper
 
 from tests.fakes.mesh_process import DIGITS, DOVETAIL, Up, children_of, up
-from tests.fakes.onnx_models import elementwise, model_of, nan_model, save
+from tests.fakes.onnx_models import conv_net, elementwise, model_of, nan_model, save
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -174,8 +174,9 @@ def models_of(mesh: Up) -> set[str]:
 
 def test_ctrl_c_in_a_push_registers_nothing_and_the_next_one_works(tmp_path: Path) -> None:
     data = tmp_path / "data"
+    big = save(conv_net(channels=900), tmp_path / "big.onnx")  # 29 MB: a push that takes long enough to be seen
     with up(data) as mesh:
-        command = [*DOVETAIL, "--server", mesh.addresses["compiler"], "push", "digits", MODEL]
+        command = [*DOVETAIL, "--server", mesh.addresses["compiler"], "push", "digits", str(big)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             until(lambda: files_below(data / "compiler" / "scratch"))  # it is being received or checked
             process.send_signal(signal.SIGINT)

@@ -23,6 +23,7 @@ from compiler_svc.settings import CompilerSettings
 from compiler_svc.storage import Storage, open_storage
 from compiler_svc.worker.build_spec import ChildLimits
 from compiler_svc.worker.capabilities import worker_record
+from compiler_svc.worker.emulation.discovery import FoundEmulation
 from compiler_svc.worker.leased_build import BuildOptions, BuildRunner, LeasedBuild
 from compiler_svc.worker.loop import LoopOptions, WorkerLoop
 from compiler_svc.worker.sandbox import run_build
@@ -119,11 +120,13 @@ async def worker(
     worker_id: str = "worker-1",
     drain_s: float = 20.0,
     lease_s: float = 4.0,
+    emulations: Sequence[FoundEmulation] = (),
 ) -> AsyncIterator[WorkerRecord]:
     """Run a worker of that machine while the block runs."""
-    record = worker_record(worker_id, machine, all_backends())
+    record = worker_record(worker_id, machine, all_backends(), emulations)
     storage = open_storage(mesh.settings.store, lease_s=lease_s)
-    options = BuildOptions(machine, mesh.scratch, 1, lease_s, 0.2, ChildLimits(wall_s=120))
+    cpus = {found.cpu.name: found.cpu for found in emulations}
+    options = BuildOptions(machine, mesh.scratch, 1, lease_s, 0.2, ChildLimits(wall_s=240), cpus, 24)
 
     def task_for(lease: Lease) -> LeasedBuild:
         return LeasedBuild(

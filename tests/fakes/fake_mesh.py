@@ -37,9 +37,12 @@ class FakeMesh(ModelRegistryServicer, CompilerServicer, ArtifactCacheServicer, F
         hang: Compile waits after its events instead of ending.
         left: Set when a Compile call ended, also when the client went away.
         compile_requests: Every order.
+        rebuilds: Keys that were to be rebuilt.
+        stale: What ListStale answers.
         offer: What Negotiate answers; None: NOT_FOUND.
         negotiations: Every question.
         manifests: Artifact key -> bytes.
+        figures: Artifact key -> benchmark records that nodes reported.
         chunks: Digest -> bytes.
         nodes: What ListNodes answers.
         reverse_stream: Answer a stream's requests in reverse order, in pairs.
@@ -53,9 +56,12 @@ class FakeMesh(ModelRegistryServicer, CompilerServicer, ArtifactCacheServicer, F
         self.hang = False
         self.left = asyncio.Event()
         self.compile_requests: list[compiler_pb2.CompileRequest] = []
+        self.rebuilds: list[str] = []
+        self.stale: list[compiler_pb2.StaleArtifact] = []
         self.offer: artifacts_pb2.Offer | None = None
         self.negotiations: list[artifacts_pb2.NegotiateRequest] = []
         self.manifests: dict[str, bytes] = {}
+        self.figures: dict[str, list[bytes]] = {}
         self.chunks: dict[str, bytes] = {}
         self.nodes: list[fleet_pb2.Node] = []
         self.reverse_stream = False
@@ -114,11 +120,31 @@ class FakeMesh(ModelRegistryServicer, CompilerServicer, ArtifactCacheServicer, F
         finally:
             self.left.set()
 
+    async def Rebuild(
+        self, request: compiler_pb2.RebuildRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[compiler_pb2.BuildEvent]:
+        self.rebuilds.append(request.artifact_key)
+        for event in self.events:
+            yield event
+
+    async def ListStale(
+        self, request: compiler_pb2.ListStaleRequest, context: grpc.aio.ServicerContext
+    ) -> compiler_pb2.ListStaleResponse:
+        return compiler_pb2.ListStaleResponse(artifacts=self.stale)
+
     async def ListBuilds(
         self, request: compiler_pb2.ListBuildsRequest, context: grpc.aio.ServicerContext
     ) -> compiler_pb2.ListBuildsResponse:
         last = {event.build.artifact_key: event.build for event in self.events}
         return compiler_pb2.ListBuildsResponse(builds=last.values())
+
+    async def GetBuild(
+        self, request: compiler_pb2.GetBuildRequest, context: grpc.aio.ServicerContext
+    ) -> compiler_pb2.Build:
+        for event in reversed(self.events):
+            if event.build.artifact_key == request.artifact_key:
+                return event.build
+        raise NotFoundError("no such build")
 
     async def Negotiate(
         self, request: artifacts_pb2.NegotiateRequest, context: grpc.aio.ServicerContext
@@ -138,7 +164,10 @@ class FakeMesh(ModelRegistryServicer, CompilerServicer, ArtifactCacheServicer, F
     async def ListArtifacts(
         self, request: artifacts_pb2.ListArtifactsRequest, context: grpc.aio.ServicerContext
     ) -> artifacts_pb2.ListArtifactsResponse:
-        replies = [artifacts_pb2.ManifestReply(manifest_json=data) for data in self.manifests.values()]
+        replies = [
+            artifacts_pb2.ManifestReply(manifest_json=data, benchmarks_json=self.figures.get(key, []))
+            for key, data in self.manifests.items()
+        ]
         return artifacts_pb2.ListArtifactsResponse(artifacts=replies)
 
     async def FetchChunks(

@@ -63,5 +63,5 @@ def _result(directory: Path, spec: BuildSpec) -> BuildResult:
         labels={},
         max_batch_size=8,
         toolchain={"script": "1"},
-        network_isolated=True,
+        confined=("network",),
     )

@@ -20,6 +20,7 @@ from dovetail.hardware_class import hardware_class
 from dovetail.negotiation import negotiate
 from dovetail.pb.v1 import artifacts_pb2
 from dovetail.probe import measure
+from dovetail.rules.onnxruntime_recipes import static_flavour
 from runtime_svc.acquire.activate import Activator, Machine
 from runtime_svc.acquire.backoff import Backoff
 from runtime_svc.acquire.fetch import ChunkFetcher
@@ -338,7 +339,8 @@ async def test_exploring_ends_each_artifact_is_measured_once_and_the_figures_dec
 ) -> None:
     caplog.set_level("INFO")
     plain = digits_artifact()
-    hopeful = digits_artifact(name="ort-hopeful", contract=Contract("onnxruntime", "cpu", "int4"))
+    hopes = Contract("onnxruntime", "cpu", "int8", details={"int8_flavour": static_flavour(fingerprint)})
+    hopeful = digits_artifact(name="ort-hopeful", contract=hopes)
     dull = digits_artifact(name="ort-dull", contract=Contract("onnxruntime", "cpu", "fp16"))
     by_name = {item.manifest.recipe.name: item.key for item in (plain, hopeful, dull)}
     scripted = {plain.key: 1.0, hopeful.key: hopeful_ms, dull.key: 99.0}

@@ -179,8 +179,10 @@ class TestRouting:
             (job_for(KEY, engine="tensorrt"), "engine tensorrt on x86_64"),
             (job_for(KEY, arch="aarch64"), "engine onnxruntime on aarch64"),
             (job_for(KEY, toolchain={"onnxruntime": "9.9"}), "engine onnxruntime on x86_64 (onnxruntime 9.9)"),
+            (job_for(KEY, isa_class="x86-64-v3"), "on x86_64 with a CPU of class x86-64-v3"),
+            (job_for(KEY, isa_class="armv8.0", emulation="qemu:a72"), "that emulates armv8.0 by qemu:a72"),
         ],
-        ids=["engine", "arch", "toolchain"],
+        ids=["engine", "arch", "toolchain", "isa_class", "emulation"],
     )
     async def test_a_job_that_no_worker_can_build_waits_unrouted_and_says_for_what(
         self, queue: RedisJobQueue, job: object, text: str
@@ -199,6 +201,22 @@ class TestRouting:
         lease = await queue.claim(worker_record(arch="aarch64", toolchain={"onnxruntime": "1.0", "x": "2"}), wait_s=0)
 
         assert lease is not None
+
+    async def test_a_job_goes_only_to_a_worker_with_the_cpu_or_the_emulation_that_its_gate_needs(
+        self, queue: RedisJobQueue
+    ) -> None:
+        emulating = worker_record("w2")
+        emulating.emulates.add(name="qemu:a72", isa_class="armv8.0", arch="aarch64")
+        own, other = job_for(KEY, isa_class="x86-64-v1"), key_of("emulated")
+        await queue.submit(job_for(other, isa_class="armv8.0", emulation="qemu:a72", arch=""))
+
+        assert await queue.claim(worker_record(), wait_s=0) is None
+        await queue.submit(own)
+        native, emulated = await claimed(queue), await queue.claim(emulating, wait_s=0)
+
+        assert native.job == own
+        assert emulated is not None
+        assert emulated.job.artifact_key == other
 
     async def test_an_unrouted_job_is_queued_when_a_capable_worker_appears(self, queue: RedisJobQueue) -> None:
         assert (await queue.submit(job_for(KEY))).phase == BUILD_PHASE_UNROUTED

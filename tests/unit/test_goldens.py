@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from dovetail.digest import canonical_json
 from dovetail.engines import goldens as module
 from dovetail.engines.goldens import Golden, Goldens, join_outputs, read_goldens, replay, write_goldens
 from dovetail.errors import InvalidInputError
@@ -153,3 +156,57 @@ def test_scalars_survive_the_file(tmp_path: Path) -> None:
     (back,) = read_goldens(tmp_path / "g").runs
 
     assert (back.inputs["x"].shape, float(back.inputs["x"]), float(back.outputs["x"])) == ((), 3.0, 4.0)
+
+
+def test_tolerances_travel_with_the_goldens_so_that_a_device_judges_as_the_builder_did(
+    tmp_path: Path, doubling: Goldens
+) -> None:
+    far_off = FunctionSession(lambda x: x * 2.4)
+    loose = {"min_snr_db": 10.0, "max_mean_error": 0.5, "max_p999_error": 0.5}
+    write_goldens(tmp_path / "default", doubling)
+    write_goldens(tmp_path / "loose", replace(doubling, tolerances=loose))
+
+    assert not replay(far_off, tmp_path / "default").passed
+    assert replay(far_off, tmp_path / "loose").passed
+    assert replay(far_off, tmp_path / "loose", "int8").passed  # as a node asks, by the manifest's precision
+    assert not replay(far_off, tmp_path / "loose", "int4").passed  # tolerances belong to their precision
+
+
+def test_goldens_of_the_first_schema_are_still_read(
+    tmp_path: Path, doubling: Goldens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_schema(meta: dict[str, Any]) -> bytes:
+        kept = {name: value for name, value in meta.items() if name not in ("tolerances", "detections")}
+        return canonical_json({**kept, "schema": 1})
+
+    monkeypatch.setattr(module, "canonical_json", first_schema)
+    write_goldens(tmp_path / "g", doubling)
+
+    back = read_goldens(tmp_path / "g")
+
+    assert (back.precision, dict(back.tolerances), back.detections, len(back.runs)) == ("int8", {}, "", 8)
+
+
+def test_goldens_with_a_tolerance_that_is_not_known_are_not_replayed(tmp_path: Path, doubling: Goldens) -> None:
+    write_goldens(tmp_path / "g", replace(doubling, tolerances={"nonsense": 1.0}))
+
+    with pytest.raises(InvalidInputError, match="tolerance 'nonsense' is not known"):
+        replay(FunctionSession(lambda x: x * 2), tmp_path / "g")
+
+
+def test_detections_of_changing_number_and_order_are_replayed_by_what_is_found_again(tmp_path: Path) -> None:
+    spec = TensorSpec("found", "FP32", (1, -1, 6))
+    car, dog = [1.0, 1, 5, 5, 0.9, 0], [6.0, 6, 9, 9, 0.8, 1]
+    runs = tuple(
+        Golden({"x": np.full((1, 3), number, np.float32)}, {"found": np.array([rows], np.float32)})
+        for number, rows in enumerate([[car], [car, dog], [dog, car, car]])
+    )
+    write_goldens(tmp_path / "g", Goldens("int8", (X,), (spec,), runs, detections="found"))
+    session = FunctionSession(lambda x: x)
+    answers = iter([[car], [dog, car], [car, dog, car]] * 2)
+    session.run = lambda feeds: {"found": np.array([next(answers)], np.float32)}  # type: ignore[method-assign]
+
+    report = replay(session, tmp_path / "g")
+
+    assert report.passed, report.failures
+    assert report.detection_agreement == 1.0

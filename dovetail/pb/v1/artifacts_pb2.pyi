@@ -105,12 +105,14 @@ class GetManifestRequest(_message.Message):
     def __init__(self, artifact_key: _Optional[str] = ...) -> None: ...
 
 class ManifestReply(_message.Message):
-    __slots__ = ("manifest_json", "digest")
+    __slots__ = ("manifest_json", "digest", "benchmarks_json")
     MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BENCHMARKS_JSON_FIELD_NUMBER: _ClassVar[int]
     manifest_json: bytes
     digest: str
-    def __init__(self, manifest_json: _Optional[bytes] = ..., digest: _Optional[str] = ...) -> None: ...
+    benchmarks_json: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, manifest_json: _Optional[bytes] = ..., digest: _Optional[str] = ..., benchmarks_json: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class FetchChunksRequest(_message.Message):
     __slots__ = ("digests",)

@@ -171,18 +171,22 @@ class StaleTool(_message.Message):
     def __init__(self, name: _Optional[str] = ..., built_with: _Optional[str] = ..., available: _Optional[str] = ...) -> None: ...
 
 class StaleArtifact(_message.Message):
-    __slots__ = ("artifact_key", "model", "version", "recipe", "tools")
+    __slots__ = ("artifact_key", "model", "version", "recipe", "tools", "hardware_class", "successor")
     ARTIFACT_KEY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
     TOOLS_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_CLASS_FIELD_NUMBER: _ClassVar[int]
+    SUCCESSOR_FIELD_NUMBER: _ClassVar[int]
     artifact_key: str
     model: str
     version: int
     recipe: str
     tools: _containers.RepeatedCompositeFieldContainer[StaleTool]
-    def __init__(self, artifact_key: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., recipe: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[StaleTool, _Mapping]]] = ...) -> None: ...
+    hardware_class: str
+    successor: str
+    def __init__(self, artifact_key: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., recipe: _Optional[str] = ..., tools: _Optional[_Iterable[_Union[StaleTool, _Mapping]]] = ..., hardware_class: _Optional[str] = ..., successor: _Optional[str] = ...) -> None: ...
 
 class ListStaleResponse(_message.Message):
     __slots__ = ("artifacts",)

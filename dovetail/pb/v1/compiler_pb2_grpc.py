@@ -74,7 +74,12 @@ class CompilerServicer(object):
         with a BuildEvent in phase FAILED. The stream ends when every ordered build has ended; closing it early cancels nothing.
         A recipe that no live worker can build is told once, in phase UNROUTED and without an artifact key, and is not ordered.
         A build that was ordered and then lost its workers waits in phase UNROUTED, and the stream with it.
-        NOT_FOUND: no such model, version or recipe. INVALID_ARGUMENT: unreadable fingerprint.
+        A recipe whose engine cannot run the model is told in phase UNROUTED, too, with the operators in the text.
+        With a budget more recipes than the default ones are tried, the most promising first, and what no worker has begun
+        when the budget is over ends in phase CANCELLED with "not tried: budget over"; default recipes are always built.
+        NOT_FOUND: no such model, version, recipe or hardware class. INVALID_ARGUMENT: unreadable fingerprint, a hardware
+        class beside a fingerprint or one that stands for several, a budget that is negative or over a day.
+        UNIMPLEMENTED: a recipe was named whose engine cannot run the model; the text names the operators.
         FAILED_PRECONDITION: a recipe that needs calibration samples was named and the model has none, or the machine can use
         no recipe at all. RESOURCE_EXHAUSTED: more than 256 recipes named.
         UNAVAILABLE: also if no fingerprint was given and no worker is alive.
@@ -99,7 +104,8 @@ class CompilerServicer(object):
 
     def Rebuild(self, request, context):
         """Build an artifact again from what its manifest says: same recipe, contract and tools. The last event of a finished
-        build says in `message` whether the bytes are the same. NOT_FOUND: no such artifact.
+        build says in `message` whether the bytes are the same. The old artifact stays until the new one
+        takes its place, also if the build fails. NOT_FOUND: no such artifact.
         FAILED_PRECONDITION: no live worker has the tools that the manifest names; the text lists them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -81,16 +81,20 @@ class OperatorSupport(_message.Message):
     def __init__(self, engine: _Optional[str] = ..., level: _Optional[str] = ..., operators: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PushHeader(_message.Message):
-    __slots__ = ("name", "files", "policy", "ranges")
+    __slots__ = ("name", "files", "policy", "ranges", "expected_inputs", "expected_outputs")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_INPUTS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     files: _containers.RepeatedCompositeFieldContainer[PushFile]
     policy: AccuracyPolicy
     ranges: _containers.RepeatedCompositeFieldContainer[DimRange]
-    def __init__(self, name: _Optional[str] = ..., files: _Optional[_Iterable[_Union[PushFile, _Mapping]]] = ..., policy: _Optional[_Union[AccuracyPolicy, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[DimRange, _Mapping]]] = ...) -> None: ...
+    expected_inputs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TensorSpec]
+    expected_outputs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TensorSpec]
+    def __init__(self, name: _Optional[str] = ..., files: _Optional[_Iterable[_Union[PushFile, _Mapping]]] = ..., policy: _Optional[_Union[AccuracyPolicy, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[DimRange, _Mapping]]] = ..., expected_inputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., expected_outputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ...) -> None: ...
 
 class PushModelRequest(_message.Message):
     __slots__ = ("header", "data")
@@ -111,7 +115,7 @@ class PushModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., created: bool = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "model_digest", "file_digest", "size_bytes", "opset", "ir_version", "inputs", "outputs", "calibration_samples", "validation_samples", "labelled", "policy", "aliases", "created_at_ms", "parameter_bytes", "operators", "support", "ranges")
+    __slots__ = ("name", "version", "model_digest", "file_digest", "size_bytes", "opset", "ir_version", "inputs", "outputs", "calibration_samples", "validation_samples", "labelled", "policy", "aliases", "created_at_ms", "parameter_bytes", "operators", "support", "ranges", "notes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +135,7 @@ class Model(_message.Message):
     OPERATORS_FIELD_NUMBER: _ClassVar[int]
     SUPPORT_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     model_digest: str
@@ -150,7 +155,8 @@ class Model(_message.Message):
     operators: _containers.RepeatedScalarFieldContainer[str]
     support: _containers.RepeatedCompositeFieldContainer[OperatorSupport]
     ranges: _containers.RepeatedCompositeFieldContainer[DimRange]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., model_digest: _Optional[str] = ..., file_digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., opset: _Optional[int] = ..., ir_version: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., calibration_samples: _Optional[int] = ..., validation_samples: _Optional[int] = ..., labelled: bool = ..., policy: _Optional[_Union[AccuracyPolicy, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ..., created_at_ms: _Optional[int] = ..., parameter_bytes: _Optional[int] = ..., operators: _Optional[_Iterable[str]] = ..., support: _Optional[_Iterable[_Union[OperatorSupport, _Mapping]]] = ..., ranges: _Optional[_Iterable[_Union[DimRange, _Mapping]]] = ...) -> None: ...
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., model_digest: _Optional[str] = ..., file_digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., opset: _Optional[int] = ..., ir_version: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., calibration_samples: _Optional[int] = ..., validation_samples: _Optional[int] = ..., labelled: bool = ..., policy: _Optional[_Union[AccuracyPolicy, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ..., created_at_ms: _Optional[int] = ..., parameter_bytes: _Optional[int] = ..., operators: _Optional[_Iterable[str]] = ..., support: _Optional[_Iterable[_Union[OperatorSupport, _Mapping]]] = ..., ranges: _Optional[_Iterable[_Union[DimRange, _Mapping]]] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("name", "version", "alias")

@@ -68,7 +68,8 @@ class ModelRegistryServicer(object):
         """Push a model with its samples. First message: header. Then the files' bytes, in the header's order.
         Pushing content that the newest version already has returns that version, created = false.
         INVALID_ARGUMENT: not ONNX, truncated, a size or digest that does not match, samples that do not fit the
-        signature, calibration that overlaps validation, external data that leaves its folder.
+        signature, calibration that overlaps validation, external data that leaves its folder, a signature other than
+        the expected one, a policy that does not fit the outputs.
         RESOURCE_EXHAUSTED: over a size, node or element limit, or no room.
         UNIMPLEMENTED: an opset or operator that no backend supports.
         Nothing is registered unless the reply says so.

@@ -26,7 +26,7 @@ from dovetail.pb.v1 import registry_pb2 as dovetail_dot_pb_dot_v1_dot_registry__
 from dovetail.pb.v1 import types_pb2 as dovetail_dot_pb_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64ovetail/pb/v1/storage.proto\x12\x0b\x64ovetail.v1\x1a\x1d\x64ovetail/pb/v1/registry.proto\x1a\x1a\x64ovetail/pb/v1/types.proto\"1\n\x0bStoredChunk\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\x8d\x01\n\nStoredFile\x12#\n\x04role\x18\x01 \x01(\x0e\x32\x15.dovetail.v1.FileRole\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12(\n\x06\x63hunks\x18\x05 \x03(\x0b\x32\x18.dovetail.v1.StoredChunk\"\x8f\x01\n\x0bModelRecord\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.dovetail.v1.Model\x12&\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x17.dovetail.v1.StoredFile\x12\x1a\n\x12\x63\x61libration_digest\x18\x03 \x01(\t\x12\x19\n\x11validation_digest\x18\x04 \x01(\t\"\x96\x03\n\x08\x42uildJob\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12#\n\x06recipe\x18\x04 \x01(\x0b\x32\x13.dovetail.v1.Recipe\x12\x16\n\x0ehardware_class\x18\x05 \x01(\t\x12\x1f\n\x17target_fingerprint_json\x18\x06 \x01(\x0c\x12\x15\n\rcontract_json\x18\x07 \x01(\x0c\x12\x0e\n\x06\x65ngine\x18\x08 \x01(\t\x12\x0c\n\x04\x61rch\x18\t \x01(\t\x12\x37\n\ttoolchain\x18\n \x03(\x0b\x32$.dovetail.v1.BuildJob.ToolchainEntry\x12\x11\n\temulation\x18\x0b \x01(\t\x12\x18\n\x10measure_budget_s\x18\x0c \x01(\x01\x12)\n\tobjective\x18\r \x01(\x0e\x32\x16.dovetail.v1.Objective\x1a\x30\n\x0eToolchainEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"a\n\tEmulation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tisa_class\x18\x02 \x01(\t\x12\x0c\n\x04\x61rch\x18\x03 \x01(\t\x12\x14\n\x0c\x63pu_features\x18\x04 \x03(\t\x12\x0f\n\x07\x65ngines\x18\x05 \x03(\t\"\x8c\x02\n\x0cWorkerRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x18\n\x10\x66ingerprint_json\x18\x02 \x01(\x0c\x12\x0f\n\x07\x65ngines\x18\x03 \x03(\t\x12;\n\ttoolchain\x18\x04 \x03(\x0b\x32(.dovetail.v1.WorkerRecord.ToolchainEntry\x12\x14\n\x0clast_seen_ms\x18\x05 \x01(\x03\x12\x16\n\x0ehardware_class\x18\x06 \x01(\t\x12(\n\x08\x65mulates\x18\x07 \x03(\x0b\x32\x16.dovetail.v1.Emulation\x1a\x30\n\x0eToolchainEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64ovetail/pb/v1/storage.proto\x12\x0b\x64ovetail.v1\x1a\x1d\x64ovetail/pb/v1/registry.proto\x1a\x1a\x64ovetail/pb/v1/types.proto\"1\n\x0bStoredChunk\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\x8d\x01\n\nStoredFile\x12#\n\x04role\x18\x01 \x01(\x0e\x32\x15.dovetail.v1.FileRole\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12(\n\x06\x63hunks\x18\x05 \x03(\x0b\x32\x18.dovetail.v1.StoredChunk\"\x8f\x01\n\x0bModelRecord\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.dovetail.v1.Model\x12&\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x17.dovetail.v1.StoredFile\x12\x1a\n\x12\x63\x61libration_digest\x18\x03 \x01(\t\x12\x19\n\x11validation_digest\x18\x04 \x01(\t\"\xa9\x03\n\x08\x42uildJob\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12#\n\x06recipe\x18\x04 \x01(\x0b\x32\x13.dovetail.v1.Recipe\x12\x16\n\x0ehardware_class\x18\x05 \x01(\t\x12\x1f\n\x17target_fingerprint_json\x18\x06 \x01(\x0c\x12\x15\n\rcontract_json\x18\x07 \x01(\x0c\x12\x0e\n\x06\x65ngine\x18\x08 \x01(\t\x12\x0c\n\x04\x61rch\x18\t \x01(\t\x12\x37\n\ttoolchain\x18\n \x03(\x0b\x32$.dovetail.v1.BuildJob.ToolchainEntry\x12\x11\n\temulation\x18\x0b \x01(\t\x12\x18\n\x10measure_budget_s\x18\x0c \x01(\x01\x12)\n\tobjective\x18\r \x01(\x0e\x32\x16.dovetail.v1.Objective\x12\x11\n\tisa_class\x18\x0e \x01(\t\x1a\x30\n\x0eToolchainEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"u\n\tEmulation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tisa_class\x18\x02 \x01(\t\x12\x0c\n\x04\x61rch\x18\x03 \x01(\t\x12\x14\n\x0c\x63pu_features\x18\x04 \x03(\t\x12\x0f\n\x07\x65ngines\x18\x05 \x03(\t\x12\x12\n\nprecisions\x18\x06 \x03(\t\"\x8c\x02\n\x0cWorkerRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x18\n\x10\x66ingerprint_json\x18\x02 \x01(\x0c\x12\x0f\n\x07\x65ngines\x18\x03 \x03(\t\x12;\n\ttoolchain\x18\x04 \x03(\x0b\x32(.dovetail.v1.WorkerRecord.ToolchainEntry\x12\x14\n\x0clast_seen_ms\x18\x05 \x01(\x03\x12\x16\n\x0ehardware_class\x18\x06 \x01(\t\x12(\n\x08\x65mulates\x18\x07 \x03(\x0b\x32\x16.dovetail.v1.Emulation\x1a\x30\n\x0eToolchainEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,13 +44,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELRECORD']._serialized_start=300
   _globals['_MODELRECORD']._serialized_end=443
   _globals['_BUILDJOB']._serialized_start=446
-  _globals['_BUILDJOB']._serialized_end=852
-  _globals['_BUILDJOB_TOOLCHAINENTRY']._serialized_start=804
-  _globals['_BUILDJOB_TOOLCHAINENTRY']._serialized_end=852
-  _globals['_EMULATION']._serialized_start=854
-  _globals['_EMULATION']._serialized_end=951
-  _globals['_WORKERRECORD']._serialized_start=954
-  _globals['_WORKERRECORD']._serialized_end=1222
-  _globals['_WORKERRECORD_TOOLCHAINENTRY']._serialized_start=804
-  _globals['_WORKERRECORD_TOOLCHAINENTRY']._serialized_end=852
+  _globals['_BUILDJOB']._serialized_end=871
+  _globals['_BUILDJOB_TOOLCHAINENTRY']._serialized_start=823
+  _globals['_BUILDJOB_TOOLCHAINENTRY']._serialized_end=871
+  _globals['_EMULATION']._serialized_start=873
+  _globals['_EMULATION']._serialized_end=990
+  _globals['_WORKERRECORD']._serialized_start=993
+  _globals['_WORKERRECORD']._serialized_end=1261
+  _globals['_WORKERRECORD_TOOLCHAINENTRY']._serialized_start=823
+  _globals['_WORKERRECORD_TOOLCHAINENTRY']._serialized_end=871
 # @@protoc_insertion_point(module_scope)

@@ -43,7 +43,7 @@ class ModelRecord(_message.Message):
     def __init__(self, model: _Optional[_Union[_registry_pb2.Model, _Mapping]] = ..., files: _Optional[_Iterable[_Union[StoredFile, _Mapping]]] = ..., calibration_digest: _Optional[str] = ..., validation_digest: _Optional[str] = ...) -> None: ...
 
 class BuildJob(_message.Message):
-    __slots__ = ("artifact_key", "model", "version", "recipe", "hardware_class", "target_fingerprint_json", "contract_json", "engine", "arch", "toolchain", "emulation", "measure_budget_s", "objective")
+    __slots__ = ("artifact_key", "model", "version", "recipe", "hardware_class", "target_fingerprint_json", "contract_json", "engine", "arch", "toolchain", "emulation", "measure_budget_s", "objective", "isa_class")
     class ToolchainEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,7 @@ class BuildJob(_message.Message):
     EMULATION_FIELD_NUMBER: _ClassVar[int]
     MEASURE_BUDGET_S_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    ISA_CLASS_FIELD_NUMBER: _ClassVar[int]
     artifact_key: str
     model: str
     version: int
@@ -77,21 +78,24 @@ class BuildJob(_message.Message):
     emulation: str
     measure_budget_s: float
     objective: _types_pb2.Objective
-    def __init__(self, artifact_key: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., recipe: _Optional[_Union[_types_pb2.Recipe, _Mapping]] = ..., hardware_class: _Optional[str] = ..., target_fingerprint_json: _Optional[bytes] = ..., contract_json: _Optional[bytes] = ..., engine: _Optional[str] = ..., arch: _Optional[str] = ..., toolchain: _Optional[_Mapping[str, str]] = ..., emulation: _Optional[str] = ..., measure_budget_s: _Optional[float] = ..., objective: _Optional[_Union[_types_pb2.Objective, str]] = ...) -> None: ...
+    isa_class: str
+    def __init__(self, artifact_key: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., recipe: _Optional[_Union[_types_pb2.Recipe, _Mapping]] = ..., hardware_class: _Optional[str] = ..., target_fingerprint_json: _Optional[bytes] = ..., contract_json: _Optional[bytes] = ..., engine: _Optional[str] = ..., arch: _Optional[str] = ..., toolchain: _Optional[_Mapping[str, str]] = ..., emulation: _Optional[str] = ..., measure_budget_s: _Optional[float] = ..., objective: _Optional[_Union[_types_pb2.Objective, str]] = ..., isa_class: _Optional[str] = ...) -> None: ...
 
 class Emulation(_message.Message):
-    __slots__ = ("name", "isa_class", "arch", "cpu_features", "engines")
+    __slots__ = ("name", "isa_class", "arch", "cpu_features", "engines", "precisions")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ISA_CLASS_FIELD_NUMBER: _ClassVar[int]
     ARCH_FIELD_NUMBER: _ClassVar[int]
     CPU_FEATURES_FIELD_NUMBER: _ClassVar[int]
     ENGINES_FIELD_NUMBER: _ClassVar[int]
+    PRECISIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
     isa_class: str
     arch: str
     cpu_features: _containers.RepeatedScalarFieldContainer[str]
     engines: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., isa_class: _Optional[str] = ..., arch: _Optional[str] = ..., cpu_features: _Optional[_Iterable[str]] = ..., engines: _Optional[_Iterable[str]] = ...) -> None: ...
+    precisions: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, name: _Optional[str] = ..., isa_class: _Optional[str] = ..., arch: _Optional[str] = ..., cpu_features: _Optional[_Iterable[str]] = ..., engines: _Optional[_Iterable[str]] = ..., precisions: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WorkerRecord(_message.Message):
     __slots__ = ("id", "fingerprint_json", "engines", "toolchain", "last_seen_ms", "hardware_class", "emulates")
