@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 # Test processes; each starts its own Redis and servers.
 JOBS   ?= 2
 
-.PHONY: help demo test check fmt stubs bench clean
+.PHONY: help demo test check fmt stubs bench coverage clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -40,6 +40,9 @@ stubs: $(READY) ## generate dovetail/pb from protos/
 
 bench: $(READY) ## figures with units, also written to bench-results/*.json (needs a quiet machine)
 	$(BIN)/python -m tests.bench
+
+coverage: $(READY) ## ONNX's own backend tests through everything; writes docs/coverage.md (some minutes)
+	$(BIN)/python -m tests.coverage
 
 clean: ## remove everything that make made
 	rm -rf $(VENV) build dist bench-results .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

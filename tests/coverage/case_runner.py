@@ -20,6 +20,8 @@ import numpy as np
 
 from compiler_svc.backends import all_backends
 from compiler_svc.backends.base import BuildInput
+from compiler_svc.intake.limits import ModelLimits
+from compiler_svc.intake.samples import load_samples
 from compiler_svc.worker import judging
 from compiler_svc.worker.build_spec import OUT_DIR, BuildSpec, IntakeSpec
 from compiler_svc.worker.intake_task import run_intake_task
@@ -54,7 +56,8 @@ def _taken_in(case: Case, folder: Path) -> tuple[BuildSpec, Path]:
     plain = bool(arrays) and all(array.dtype.kind in "fiub" and array.dtype.itemsize for array in arrays.values())
     if plain:
         np.savez(folder / "validation.npz", **arrays)
-    order = IntakeSpec(validation_file="validation.npz" if plain else "", task="generic")
+    limits = ModelLimits(simplify_s=0) if case.kind == "node" else ModelLimits()  # a single node is not made simpler
+    order = IntakeSpec(validation_file="validation.npz" if plain else "", task="generic", limits=limits)
     found = run_intake_task(order, folder, lambda *_: None)["intake"]
     facts = ModelFacts(
         found["opset"], found["ir_version"], found["parameter_bytes"], False, frozenset(found["operators"])
@@ -114,9 +117,6 @@ def _ordered(spec: BuildSpec, machine: Fingerprint, name: str) -> BuildSpec:
 
 
 def _samples(spec: BuildSpec, folder: Path) -> Any:
-    from compiler_svc.intake.limits import ModelLimits
-    from compiler_svc.intake.samples import load_samples
-
     if not spec.validation_file:
         return None
     return load_samples(folder / spec.validation_file, spec.inputs, ModelLimits(), what="validation")

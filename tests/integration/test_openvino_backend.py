@@ -269,7 +269,8 @@ def test_bias_correction_and_range_methods_change_the_bytes(tmp_path: Path) -> N
         {"calibration_method": "quantile"},
         {"calibration_method": "median_minmax"},
         {"bias_correction": "accurate"},
-        {"overflow_fix": "enable"},
+        {"bias_correction": "fast"},
+        {"overflow_fix": "disable"},
         {"preset": "mixed"},
     )
     for index, change in enumerate(changes):
