@@ -33,6 +33,7 @@ from compiler_svc.intake.samples import SampleSet
 from compiler_svc.intake.signature import signature
 from compiler_svc.intake.simplification import simplify
 from compiler_svc.intake.trial_inputs import trial_inputs
+from compiler_svc.intake.unprovable import refuse_unprovable
 from compiler_svc.support import EngineSupport
 from dovetail.digest import sha256_file
 from dovetail.errors import InvalidInputError, OverLimitError, UnsupportedError
@@ -133,6 +134,7 @@ def read_model(
     model, weights, packed = _with_data(model, external_files, limits, out_dir)
     stamps.check_operators(model)
     check(model if weights is None else str(_write(out_dir / MODEL_FILE, model, limits)))
+    refuse_unprovable(model)
     stamped = stamps.bring_to_fleet(model, target or FleetTarget(), out_dir)
     model = normalise(stamped.model)
     graph.check_limits(model, limits)  # again: only now the inferred shapes are known
