@@ -20,7 +20,7 @@ import pytest
 from compiler_svc.worker.build_spec import BuildResult, ChildLimits, IntakeSpec, Progress
 from compiler_svc.worker.child_failure import ChildFailure, FailureKind
 from compiler_svc.worker.sandbox import run_build, run_task
-from tests.fakes.child_orders import FP32, LIMITS, OPENVINO, silent, spec_of
+from tests.fakes.child_orders import FP32, LIMITS, silent, spec_of
 from tests.fakes.onnx_models import conv_net, images, save
 
 Say = Callable[[Progress], None]
@@ -170,12 +170,8 @@ async def test_real_build_with_too_little_memory_is_a_resource_failure(directory
     assert (outcome.code, outcome.kind) == ("out_of_memory", FailureKind.RESOURCE), outcome
 
 
-async def test_real_build_over_its_cpu_time_is_a_resource_failure(directory: Path) -> None:
-    limits = replace(LIMITS, cpu_s=1)
-
-    outcome = await run_build(
-        directory, spec_of(OPENVINO, calibration_file="calibration.npz"), limits=limits, on_progress=silent
-    )
+async def test_task_over_its_cpu_time_is_a_resource_failure(directory: Path) -> None:
+    outcome = await run_program(directory, "while True: pass", replace(LIMITS, cpu_s=1))
 
     assert isinstance(outcome, ChildFailure)
     assert (outcome.code, outcome.kind) == ("cpu_limit", FailureKind.RESOURCE), outcome
