@@ -165,5 +165,5 @@ def spaced(count: int, limit: int) -> list[int]:
 
 
 def _one(array: Array, rank: int, index: int) -> Array:
-    whole: Array = array[index] if array.ndim == rank + 1 else array[index : index + 1]
-    return whole
+    # The dots keep an array without axes an array; indexing alone makes it a number, which no engine takes.
+    return array[index, ...] if array.ndim == rank + 1 else array[index : index + 1]

@@ -53,7 +53,11 @@ def run_case(case: Case, folder: Path, machine: Fingerprint) -> dict[str, Any]:
 def _taken_in(case: Case, folder: Path) -> tuple[BuildSpec, Path]:
     """Push: intake with the case's inputs as validation samples."""
     (folder / "model.onnx").write_bytes(case.model.SerializeToString())
-    arrays = {name: np.asarray(value)[None] for name, value in case.inputs.items() if isinstance(value, np.ndarray)}
+    arrays = {
+        name: np.asarray(value)[None]
+        for name, value in case.inputs.items()
+        if isinstance(value, np.ndarray | np.generic)
+    }
     plain = bool(arrays) and all(array.dtype.kind in "fiub" and array.dtype.itemsize for array in arrays.values())
     if plain:
         np.savez(folder / "validation.npz", **arrays)
