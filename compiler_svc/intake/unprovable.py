@@ -31,7 +31,7 @@ def refuse_unprovable(model: Any) -> None:
     for node in graph.nodes(model):
         if node.domain not in graph.STANDARD_DOMAINS:
             continue
-        if node.op_type in RANDOM:
+        if node.op_type in RANDOM or _drops_while_training(node, constants):
             raise UnsupportedError(
                 f"operator {node.op_type} (node {node.name!r}) answers otherwise every time, so nothing built from the"
                 " model can be proven; export it for inference, or pass the random values as an input"
@@ -42,6 +42,14 @@ def refuse_unprovable(model: Any) -> None:
                 f"onnxruntime, which gives the reference, computes operator {node.op_type} (node {node.name!r}) {why}"
                 " otherwise than ONNX specifies, so nothing built from the model can be proven; export it differently"
             )
+
+
+def _drops_while_training(node: Any, constants: Mapping[str, Any]) -> bool:
+    """True for a Dropout whose training mode is on, or may be."""
+    if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
+        return False
+    mode = constants.get(node.input[2])
+    return mode is None or bool(onnx.numpy_helper.to_array(mode).any())
 
 
 def _max_unpool(node: Any, constants: Mapping[str, Any]) -> str:

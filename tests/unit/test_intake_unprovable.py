@@ -20,6 +20,25 @@ def test_random_operators_are_refused_by_name(operator: str) -> None:
         refuse_unprovable(elementwise(operator))
 
 
+@pytest.mark.parametrize(("training", "refused"), [(True, True), (None, True), (False, False)])
+def test_dropout_is_refused_only_if_it_may_be_training(training: bool | None, refused: bool) -> None:
+    value = helper.make_tensor_value_info
+    inputs = [value("x", TensorProto.FLOAT, [2])]
+    weights = [numpy_helper.from_array(np.array(0.5, dtype=np.float32), "ratio")]
+    if training is None:
+        inputs.append(value("mode", TensorProto.BOOL, []))
+    else:
+        weights.append(numpy_helper.from_array(np.array(training), "mode"))
+    node = helper.make_node("Dropout", ["x", "ratio", "mode"], ["y"])
+    model = model_of([node], inputs, [value("y", TensorProto.FLOAT, [2])], weights)
+
+    if refused:
+        with pytest.raises(UnsupportedError, match="Dropout"):
+            refuse_unprovable(model)
+    else:
+        refuse_unprovable(model)
+
+
 def resize(scales: list[float] | None, mode: str = "align_corners") -> Any:
     """A Resize by scales that are a constant, or (None) an input."""
     value = helper.make_tensor_value_info
