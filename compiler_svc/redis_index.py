@@ -152,7 +152,7 @@ class RedisIndex:
     async def add_benchmark(self, artifact_key: str, record: BenchmarkRecord) -> None:
         """See `Index.add_benchmark`."""
         await self.manifest(artifact_key)
-        figure = "/".join(str(part) for part in _settings(record))
+        figure = "/".join(str(part) for part in record.settings_key)
         document = {"figure": figure, "record": record.to_json()}
         await self._documents.put(
             benchmark_document(artifact_key, sha256_hex(figure.encode())), canonical_json(document)
@@ -299,16 +299,11 @@ class RedisIndex:
 
 def _merged(built: Sequence[BenchmarkRecord], reported: Sequence[bytes]) -> Sequence[BenchmarkRecord]:
     """What nodes report takes the place of the build's figures for the same class and settings, the newest last."""
-    figures = {_settings(record): record for record in built}
+    figures = {record.settings_key: record for record in built}
     said = (BenchmarkRecord.from_json(json.loads(data)) for data in sorted(reported))
     for record in sorted(said, key=lambda item: item.measured_at_ms):
-        figures[_settings(record)] = record
+        figures[record.settings_key] = record
     return tuple(figures.values())
-
-
-def _settings(record: BenchmarkRecord) -> tuple[str, str, int, int, int]:
-    """What figures must have in common to stand for one another."""
-    return record.hardware_class, record.scenario, record.batch, record.threads, record.streams
 
 
 def _numbers(records: Mapping[int, ModelRecord]) -> str:

@@ -7,6 +7,7 @@ address the prepared graph, so every exclusion is mapped onto it here. Pure grap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,11 +117,11 @@ def variable_products(model: Any) -> set[str]:
 
 def weight_elements(model: Any) -> Mapping[str, int]:
     """Tensor name -> number of elements, of the main graph's constant weights."""
-    found = {tensor.name: _count(tensor.dims) for tensor in model.graph.initializer}
+    found = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
             values = [attribute.t for attribute in node.attribute if attribute.name == "value"]
-            found.update((node.output[0], _count(tensor.dims)) for tensor in values)
+            found.update((node.output[0], math.prod(tensor.dims)) for tensor in values)
     return found
 
 
@@ -183,10 +184,3 @@ def _downstream(node: Any, source: Any, producers: Mapping[str, str]) -> set[str
         reached = set(front)
         front = [output for user in source.graph.node if reached & set(user.input) for output in user.output if output]
     return set()
-
-
-def _count(dims: Sequence[int]) -> int:
-    total = 1
-    for dim in dims:
-        total *= int(dim)
-    return total

@@ -9,6 +9,7 @@ speed that stands in until something is measured.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -70,6 +71,10 @@ class ModelFacts:
     parameter_bytes: int
     has_calibration: bool
     operators: frozenset[str] = frozenset()
+
+    def may_have(self, operators: AbstractSet[str]) -> bool:
+        """True if the model has one of the operators, or if its operators are not known."""
+        return not self.operators or bool(self.operators & operators)
 
 
 Rule = Callable[[Contract, Fingerprint], Reason | None]

@@ -71,7 +71,7 @@ def recipes(fingerprint: Fingerprint, model: ModelFacts) -> tuple[Recipe, ...]:
         return ()
     common = _common(model)
     found = [Recipe("ort-fp32", ENGINE, "cpu", "fp32", common)]
-    if _has(model, QUANTIZABLE):
+    if model.may_have(QUANTIZABLE):
         found.append(Recipe("ort-int8-dynamic", ENGINE, "cpu", "int8", {**common, **_dynamic_options()}))
         flavour = static_flavour(fingerprint)
         if flavour:
@@ -90,7 +90,7 @@ def extra_recipes(fingerprint: Fingerprint, model: ModelFacts) -> tuple[Recipe, 
         return ()
     found: list[Recipe] = []
     flavour = static_flavour(fingerprint)
-    if flavour and _has(model, QUANTIZABLE):
+    if flavour and model.may_have(QUANTIZABLE):
         name = f"ort-int8-{flavour}"
         variants = _TRANSFORMER_VARIANTS if is_transformer(model.operators) else _METHODS
         found += [_static_recipe(f"{name}-{word}", flavour, model, **changes) for word, changes in variants.items()]
@@ -180,11 +180,6 @@ def _weight_only_recipes(model: ModelFacts) -> list[Recipe]:
 
 def _common(model: ModelFacts) -> dict[str, Option]:
     return {"optimization_level": "basic", "opset": model.opset}
-
-
-def _has(model: ModelFacts, operators: frozenset[str]) -> bool:
-    """True if the model has one of them, or is not known by its operators."""
-    return not model.operators or bool(model.operators & operators)
 
 
 def contract_for(recipe: Recipe, model: ModelFacts, builder: Fingerprint, target: Fingerprint) -> Contract:

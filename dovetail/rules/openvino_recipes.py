@@ -60,7 +60,7 @@ def recipes(fingerprint: Fingerprint, model: ModelFacts) -> tuple[Recipe, ...]:
     if machine.is_x86(fingerprint) and computes_bf16(fingerprint.facts.cpu_features):
         options = _ir_options(model, fp16_weights=True, execution="bf16")
         found.append(Recipe("openvino-bf16", ENGINE, "cpu", "bf16", options))
-    if machine.is_x86(fingerprint) and _any_of(model, QUANTIZABLE):
+    if machine.is_x86(fingerprint) and model.may_have(QUANTIZABLE):
         found.append(_static(_int8_name(fingerprint), _static_options(model, _overflow_fix(fingerprint))))
     return tuple(found)
 
@@ -74,9 +74,9 @@ def extra_recipes(fingerprint: Fingerprint, model: ModelFacts) -> tuple[Recipe, 
     if library is None or not machine.is_x86(fingerprint):
         return ()
     found: list[Recipe] = []
-    if _any_of(model, QUANTIZABLE):
+    if model.may_have(QUANTIZABLE):
         found += _static_variants(fingerprint, model)
-    if _any_of(model, {"Gemm", "MatMul"}) and model.parameter_bytes >= WEIGHTY_BYTES:
+    if model.may_have({"Gemm", "MatMul"}) and model.parameter_bytes >= WEIGHTY_BYTES:
         found += _weight_recipes(fingerprint, model)
     if any(name.split(".")[0] == "GPU" for name in library.devices):
         options = _ir_options(model, fp16_weights=True, execution="f16")
@@ -97,7 +97,7 @@ def _static_variants(fingerprint: Fingerprint, model: ModelFacts) -> list[Recipe
         variants.append(("smooth80", {"smooth_quant_alpha": 0.8}))
     else:
         variants.append(("mixed", {"preset": "mixed"}))
-    if _any_of(model, {"Conv", "ConvTranspose"}):
+    if model.may_have({"Conv", "ConvTranspose"}):
         variants.append(("bias", {"bias_correction": "accurate"}))
     if base["overflow_fix"] == "enable":
         variants.append(("first", {"overflow_fix": "first_layer_only"}))
@@ -132,11 +132,6 @@ def _int8_name(fingerprint: Fingerprint) -> str:
 
 def _overflow_fix(fingerprint: Fingerprint) -> str:
     return "disable" if has_vnni(fingerprint.facts.cpu_features) else "enable"
-
-
-def _any_of(model: ModelFacts, operators: set[str] | frozenset[str]) -> bool:
-    """True if the model has one of the operators, or if its operators are not known."""
-    return not model.operators or bool(model.operators & operators)
 
 
 def _ir_options(model: ModelFacts, *, fp16_weights: bool = False, execution: str = "f32") -> dict[str, Option]:

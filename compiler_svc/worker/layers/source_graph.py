@@ -7,6 +7,7 @@ the common ground: a layer whose own result is gone is stood for by the first re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,12 +69,12 @@ def read_nodes(model: Path) -> tuple[Node, ...]:
 
 def nodes_of(model: Any) -> tuple[Node, ...]:
     """The same of a graph in memory."""
-    weights = {tensor.name: _elements(tensor.dims) for tensor in model.graph.initializer}
+    weights = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
     taken = {node.name for node in model.graph.node}
     found = []
     for index, node in enumerate(model.graph.node):
         if node.op_type == "Constant":
-            weights.update((node.output[0], _elements(item.t.dims)) for item in node.attribute if item.name == "value")
+            weights.update((node.output[0], math.prod(item.t.dims)) for item in node.attribute if item.name == "value")
         name = f"{node.op_type}_{index}"
         name = node.name or (name if name not in taken else f"{name}_unnamed")
         held = sum(weights.get(tensor, 0) for tensor in node.input)
@@ -124,10 +125,3 @@ def _place(
     node = writer if writer.name in layers or not held else fresh[held[-1]]
     share = sum(item.weight_elements for item in fresh.values()) / total
     return Place(tensor, node, tuple(flow.inputs), held, round(share, 4))
-
-
-def _elements(dims: Iterable[int]) -> int:
-    total = 1
-    for dim in dims:
-        total *= int(dim)
-    return total
