@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import grpc.aio
 import pytest
 
 from dovetail.fingerprint import Fingerprint
 from dovetail.probe import measure
+from tests.fakes.acquiring_node import AcquiringNode, NodeMaker
 from tests.fakes.fake_artifact_cache import FakeArtifactCache
 from tests.fakes.tiny_artifacts import DigitsArtifact
 
@@ -25,6 +28,20 @@ async def service() -> AsyncIterator[FakeArtifactCache]:
 def fingerprint() -> Fingerprint:
     """This machine, measured once for each test process."""
     return asyncio.run(measure())
+
+
+@pytest.fixture
+async def channel(service: FakeArtifactCache) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to `service` that reconnects at once."""
+    options = [("grpc.max_reconnect_backoff_ms", 100), ("grpc.initial_reconnect_backoff_ms", 50)]
+    async with grpc.aio.insecure_channel(service.address, options=options) as opened:
+        yield opened
+
+
+@pytest.fixture
+def make_node(tmp_path: Path, channel: grpc.aio.Channel, fingerprint: Fingerprint) -> NodeMaker:
+    """Nodes that acquire from `service`, each with a data directory of the name that it is made with."""
+    return lambda name="node", **options: AcquiringNode(tmp_path / name, channel, fingerprint, **options)
 
 
 async def publish(service: FakeArtifactCache, *artifacts: DigitsArtifact) -> None:

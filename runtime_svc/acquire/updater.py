@@ -252,9 +252,14 @@ class ModelUpdater:
         except (DovetailError, asyncio.CancelledError):
             await self._record(lambda state: state.withdrawn(digest))
             raise
-        tools.repository.install(model)
+        try:
+            # On disk before anyone sees it: a node that is stopped the moment it is ready starts with it again.
+            await self._record(lambda state: state.committed(digest))
+            tools.repository.install(model)
+        except (DovetailError, asyncio.CancelledError):
+            await model.close()
+            raise
         replaced, self.serving, self.problem = self.serving, stored, ""
-        await self._record(lambda state: state.committed(digest))
         self._on_change(self.model)
         await asyncio.to_thread(tools.cache.collect, tools.slots.manifests())
         if replaced is not None and replaced.manifest.version != stored.manifest.version:
