@@ -201,6 +201,7 @@ def model_facts(model: registry_pb2.Model) -> ModelFacts:
         parameter_bytes=model.parameter_bytes,
         has_calibration=model.calibration_samples > 0,
         operators=frozenset(model.operators),
+        program=model.program,
     )
 
 

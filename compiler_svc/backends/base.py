@@ -37,6 +37,7 @@ class BuildInput:
         scratch: Private empty directory.
         threads: Threads it may use.
         report: Call with a fraction 0..1 and a short text.
+        program: The program that torch.export captured (.pt2), or None; foreign, so only a confined child opens it.
     """
 
     model: Path
@@ -49,6 +50,7 @@ class BuildInput:
     scratch: Path
     threads: int
     report: Callable[[float, str], None]
+    program: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,7 @@ class BuildSpec:
         max_gate_samples: Validation samples used by the gate, evenly spaced if there are more.
         ranges: Declared sizes of free dimensions.
         mixed_budget_s: Seconds for tries with some layers in float, if the gate is missed; 0 for none.
+        program_file: The exported program (.pt2), or "".
     """
 
     recipe: Recipe
@@ -157,6 +158,7 @@ class BuildSpec:
     max_gate_samples: int = MAX_GATE_SAMPLES
     ranges: tuple[DimRange, ...] = ()
     mixed_budget_s: float = 300.0
+    program_file: str = ""
 
 
 @dataclass(frozen=True, slots=True)

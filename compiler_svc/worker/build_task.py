@@ -109,6 +109,7 @@ def _order(spec: BuildSpec, model: Path, calibration: SampleSet | None, out: Pat
         scratch=out,
         threads=spec.threads,
         report=lambda fraction, message: report("building", 0.02 + 0.5 * fraction, message),
+        program=model.with_name(spec.program_file) if spec.program_file else None,
     )
 
 

@@ -36,6 +36,7 @@ from dovetail.pb.v1 import compiler_pb2 as pb
 from dovetail.pb.v1.registry_pb2 import (
     FILE_ROLE_CALIBRATION,
     FILE_ROLE_MODEL,
+    FILE_ROLE_PROGRAM,
     FILE_ROLE_VALIDATION,
     FILE_ROLE_WEIGHTS,
 )
@@ -67,6 +68,7 @@ _FILES = {
     FILE_ROLE_WEIGHTS: WEIGHTS_FILE,
     FILE_ROLE_CALIBRATION: "calibration.npz",
     FILE_ROLE_VALIDATION: "validation.npz",
+    FILE_ROLE_PROGRAM: "program.pt2",
 }
 _PHASES = {
     "building": pb.BUILD_PHASE_BUILDING,
@@ -184,6 +186,8 @@ class LeasedBuild:
 
     async def _materialise(self, record: ModelRecord, directory: Path) -> None:
         for file in record.files:
+            if file.role not in _FILES:  # what only intake needed
+                continue
             chunks = [read_chunk(chunk) for chunk in file.chunks]
             await load_file(self._chunks, chunks, directory / _FILES[file.role], file.digest)
 
@@ -209,6 +213,7 @@ class LeasedBuild:
             objective=str(read_objective(job.objective)),
             mixed_budget_s=self._options.limits.wall_s / 3,  # the build before it and the last try may take as long
             ranges=tuple(read_range(item) for item in model.ranges),
+            program_file=_FILES[FILE_ROLE_PROGRAM] if FILE_ROLE_PROGRAM in present else "",
             emulation=emulation,
             max_gate_samples=self._options.emulated_samples if slow else MAX_GATE_SAMPLES,
         )

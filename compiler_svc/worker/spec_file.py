@@ -69,6 +69,7 @@ def _build_json(spec: BuildSpec) -> dict[str, Any]:
         "measure_budget_s": spec.measure_budget_s,
         "max_gate_samples": spec.max_gate_samples,
         "mixed_budget_s": spec.mixed_budget_s,
+        "program_file": spec.program_file,
         "objective": spec.objective,
         "known": [record.to_json() for record in spec.known],
         "emulation": _emulation_json(spec.emulation),

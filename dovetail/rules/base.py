@@ -64,6 +64,7 @@ class ModelFacts:
         parameter_bytes: Size of its weights in fp32.
         has_calibration: True if calibration samples were pushed.
         operators: Distinct operator names ("Conv", "com.example::Foo").
+        program: torch release that exported the program pushed beside the graph ("2.13.0"); "" without one.
     """
 
     opset: int
@@ -71,6 +72,7 @@ class ModelFacts:
     parameter_bytes: int
     has_calibration: bool
     operators: frozenset[str] = frozenset()
+    program: str = ""
 
     def may_have(self, operators: AbstractSet[str]) -> bool:
         """True if the model has one of the operators, or if its operators are not known."""

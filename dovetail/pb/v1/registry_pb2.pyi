@@ -16,12 +16,16 @@ class FileRole(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FILE_ROLE_CALIBRATION: _ClassVar[FileRole]
     FILE_ROLE_VALIDATION: _ClassVar[FileRole]
     FILE_ROLE_WEIGHTS: _ClassVar[FileRole]
+    FILE_ROLE_PROGRAM: _ClassVar[FileRole]
+    FILE_ROLE_REFERENCE: _ClassVar[FileRole]
 FILE_ROLE_UNSPECIFIED: FileRole
 FILE_ROLE_MODEL: FileRole
 FILE_ROLE_EXTERNAL_DATA: FileRole
 FILE_ROLE_CALIBRATION: FileRole
 FILE_ROLE_VALIDATION: FileRole
 FILE_ROLE_WEIGHTS: FileRole
+FILE_ROLE_PROGRAM: FileRole
+FILE_ROLE_REFERENCE: FileRole
 
 class PushFile(_message.Message):
     __slots__ = ("role", "name", "size_bytes", "sha256")
@@ -115,7 +119,7 @@ class PushModelResponse(_message.Message):
     def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., created: bool = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("name", "version", "model_digest", "file_digest", "size_bytes", "opset", "ir_version", "inputs", "outputs", "calibration_samples", "validation_samples", "labelled", "policy", "aliases", "created_at_ms", "parameter_bytes", "operators", "support", "ranges", "notes")
+    __slots__ = ("name", "version", "model_digest", "file_digest", "size_bytes", "opset", "ir_version", "inputs", "outputs", "calibration_samples", "validation_samples", "labelled", "policy", "aliases", "created_at_ms", "parameter_bytes", "operators", "support", "ranges", "notes", "program", "export_check")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +140,8 @@ class Model(_message.Message):
     SUPPORT_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
     NOTES_FIELD_NUMBER: _ClassVar[int]
+    PROGRAM_FIELD_NUMBER: _ClassVar[int]
+    EXPORT_CHECK_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     model_digest: str
@@ -156,7 +162,23 @@ class Model(_message.Message):
     support: _containers.RepeatedCompositeFieldContainer[OperatorSupport]
     ranges: _containers.RepeatedCompositeFieldContainer[DimRange]
     notes: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., model_digest: _Optional[str] = ..., file_digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., opset: _Optional[int] = ..., ir_version: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., calibration_samples: _Optional[int] = ..., validation_samples: _Optional[int] = ..., labelled: bool = ..., policy: _Optional[_Union[AccuracyPolicy, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ..., created_at_ms: _Optional[int] = ..., parameter_bytes: _Optional[int] = ..., operators: _Optional[_Iterable[str]] = ..., support: _Optional[_Iterable[_Union[OperatorSupport, _Mapping]]] = ..., ranges: _Optional[_Iterable[_Union[DimRange, _Mapping]]] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
+    program: str
+    export_check: ExportCheck
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., model_digest: _Optional[str] = ..., file_digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., opset: _Optional[int] = ..., ir_version: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., calibration_samples: _Optional[int] = ..., validation_samples: _Optional[int] = ..., labelled: bool = ..., policy: _Optional[_Union[AccuracyPolicy, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ..., created_at_ms: _Optional[int] = ..., parameter_bytes: _Optional[int] = ..., operators: _Optional[_Iterable[str]] = ..., support: _Optional[_Iterable[_Union[OperatorSupport, _Mapping]]] = ..., ranges: _Optional[_Iterable[_Union[DimRange, _Mapping]]] = ..., notes: _Optional[_Iterable[str]] = ..., program: _Optional[str] = ..., export_check: _Optional[_Union[ExportCheck, _Mapping]] = ...) -> None: ...
+
+class ExportCheck(_message.Message):
+    __slots__ = ("samples", "min_cosine", "snr_db", "max_error", "exported_by")
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    MIN_COSINE_FIELD_NUMBER: _ClassVar[int]
+    SNR_DB_FIELD_NUMBER: _ClassVar[int]
+    MAX_ERROR_FIELD_NUMBER: _ClassVar[int]
+    EXPORTED_BY_FIELD_NUMBER: _ClassVar[int]
+    samples: int
+    min_cosine: float
+    snr_db: float
+    max_error: float
+    exported_by: str
+    def __init__(self, samples: _Optional[int] = ..., min_cosine: _Optional[float] = ..., snr_db: _Optional[float] = ..., max_error: _Optional[float] = ..., exported_by: _Optional[str] = ...) -> None: ...
 
 class GetModelRequest(_message.Message):
     __slots__ = ("name", "version", "alias")
