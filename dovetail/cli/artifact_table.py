@@ -3,7 +3,8 @@
 
 One table serves `artifacts`, the end of `compile` and the demo. It fits its columns to the width that there is: at 80
 columns the essential ones, at 120 and 160 all. A reason gets the whole width below its row, because a narrow column
-would break it into a tower of words. What a gate without validation samples has not proven stands there, too.
+would break it into a tower of words. What a gate without validation samples has not proven stands there, too. Recipes
+that were never built have nothing to compare: they are named below the table, one line for each reason.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class ArtifactRow:
         verdict: How it fits the machine in question; None if nobody asked.
         rank: 1 is the choice; 0: not offered.
         rejected: True if the build failed or the artifact is not offered: shown dim with its reason.
+        untried: True if its build was cancelled before it came to anything: named below the table.
         reason: Why, one line or several.
     """
 
@@ -52,6 +54,7 @@ class ArtifactRow:
     verdict: Verdict | None = None
     rank: int = 0
     rejected: bool = False
+    untried: bool = False
     reason: str = ""
 
 
@@ -104,6 +107,7 @@ def _row_of_build(build: Build) -> ArtifactRow:
         gate=build.gate,
         benchmark=build.benchmark,
         rejected=failed,
+        untried=build.phase is BuildPhase.CANCELLED and build.gate is None,
         reason=reason,
     )
 
@@ -157,13 +161,21 @@ class ArtifactTable:
     """A rich renderable of rows; see the module's text for how it uses the width."""
 
     def __init__(self, rows: Sequence[ArtifactRow], *, title: str = "") -> None:
-        self._rows = tuple(rows)
+        self._rows = tuple(row for row in rows if not row.untried)
+        self._untried = tuple(row for row in rows if row.untried)
         self._title = title
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the title, the header, then each row with its reason below."""
+        """Yield the title, the header, each row with its reason below, and what was not built."""
         if self._title:
             yield Text(self._title, style="bold")
+        if self._rows:
+            yield from self._lines(console, options)
+        for reason in sorted({row.reason for row in self._untried}):
+            names = ", ".join(row.recipe.name for row in self._untried if row.reason == reason)
+            yield Text(f"not built ({reason}): {names}", style="dim")
+
+    def _lines(self, console: Console, options: ConsoleOptions) -> RenderResult:
         columns, gap = self._fitting(options.max_width)
         lines = console.render_lines(self._table(columns, gap), options.update(width=options.max_width), pad=False)
         header, body = lines[: len(lines) - len(self._rows)], lines[len(lines) - len(self._rows) :]

@@ -88,6 +88,19 @@ def test_a_reason_stands_right_under_its_row() -> None:
     assert reason.strip().startswith("└ gate_missed")
 
 
+def test_recipes_that_were_not_tried_are_named_below_the_table_and_take_no_row() -> None:
+    skipped = [
+        Build(name[0] * 64, "digits", 1, replace(STATIC, name=name), phase=BuildPhase.CANCELLED, message="budget over")
+        for name in ("b-recipe", "a-recipe")
+    ]
+
+    *table, last = shown(artifact_table([*ROWS, *rows_of(builds=skipped)])).splitlines()
+
+    assert last == "not built (cancelled: budget over): a-recipe, b-recipe"
+    assert "REJECTED" in table[-2]
+    assert not any("-recipe" in line for line in table)
+
+
 def test_rows_put_the_offered_first_in_rank_order_and_the_failed_last_with_the_reason() -> None:
     failed = Build("c" * 64, "digits", 1, VINO, phase=BuildPhase.FAILED)
     failed = Build(
