@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -293,3 +295,12 @@ def test_an_operator_that_cannot_be_converted_with_these_attributes_is_named(tmp
     support = openvino_backend.scan(save(elementwise("Bernoulli"), tmp_path / "m.onnx"))
 
     assert (support.level, support.unsupported) == ("unsupported", ("Bernoulli (opset 17)",))
+
+
+def test_quantising_for_openvino_does_not_load_torch() -> None:
+    """It is in this environment, and nncf would import it for nothing."""
+    code = (
+        "import sys; from compiler_svc.backends.openvino_calibration import quiet_nncf;"
+        "quiet_nncf(); assert 'torch' not in sys.modules; import torch; assert torch.__version__"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
