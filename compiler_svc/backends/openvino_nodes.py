@@ -34,6 +34,11 @@ _COUNTED = re.compile(r"[A-Za-z]\w*_\d+")
 
 _STEPS = 8  # how far a fused node is followed through what uses it
 
+_WORKERS = frozenset({
+    "Convolution", "ConvolutionBackpropData", "Gather", "GroupConvolution", "GroupConvolutionBackpropData", "MatMul",
+})  # fmt: skip
+"""OpenVINO operations that heavy nodes become."""
+
 _QUIET_NEIGHBOURS = frozenset({"Constant", "Convert", "Parameter", "Result"})
 
 
@@ -127,10 +132,26 @@ def _operations_for(name: str, node: Any, graph: Any, operations: Sequence[Any])
         return named
     front = {output for output in node.output if output}
     for _ in range(_STEPS if node.op_type in _HEAVY else 1):
-        if writers := {str(op.get_friendly_name()) for op in operations if _writes(op, front)}:
-            return writers
+        if writers := [op for op in operations if _writes(op, front)]:
+            found = _computed_in(writers) if node.op_type in _HEAVY else writers
+            return {str(op.get_friendly_name()) for op in found}
         front = {output for user in graph.node if front & set(user.input) for output in user.output if output}
     return set()
+
+
+def _computed_in(writers: Sequence[Any]) -> list[Any]:
+    """The writers of a heavy node's result, and where those only finish it, the operation that does the work.
+
+    A convolution whose batch normalisation was folded into it leaves the tensor's name to the addition of the bias,
+    and gets a name of its own that says nothing.
+    """
+    found, front = list(writers), list(writers)
+    for _ in range(_STEPS):
+        if not front or any(op.get_type_name() in _WORKERS for op in front):
+            break
+        inputs = (port.get_source_output().get_node() for op in front for port in op.inputs())
+        front = [op for op in inputs if op.get_type_name() not in _QUIET_NEIGHBOURS]
+    return found + [op for op in front if op.get_type_name() in _WORKERS]
 
 
 def _is_named_after(friendly: str, name: str) -> bool:
