@@ -51,7 +51,7 @@ class Job:
     validation: Path | None = DIGITS / "validation.npz"
     objectives: tuple[Objective, ...] = (Objective.LATENCY, Objective.THROUGHPUT)
     recipes: tuple[str, ...] = ()  # empty: all that this machine could use
-    budget_s: float = 0.0  # 0: a fifth of the seconds that the exhaustive looks alone take
+    budget_s: float = 0.0  # 0: a tenth of the seconds that the exhaustive looks alone take
     full_s: float = 0.7  # in each process
     processes: int = 3
     max_batch: int = 8
@@ -89,7 +89,7 @@ def _compared(job: Job, objective: Objective, rivals: Mapping[str, Rival]) -> li
     costs = _exhaustive(job, objective, rivals, arms)
     exhaustive_s = time.monotonic() - started
     best = min(costs, key=lambda arm: costs[arm])
-    budget_s = job.budget_s or len(arms) * job.processes * job.full_s / 5
+    budget_s = job.budget_s or len(arms) * job.processes * job.full_s / 10
     started = time.monotonic()
     found = _search(job, objective, rivals, spaces, budget_s)
     search_s = time.monotonic() - started
