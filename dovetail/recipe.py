@@ -17,7 +17,7 @@ from typing import Any
 from dovetail.digest import check_name, digest_of
 from dovetail.errors import InvalidInputError
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8", "int4")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4")
 
 Option = str | int | float | bool
 

@@ -30,6 +30,10 @@ class SessionOptions:
             callers as there are streams.
         optimize: False loads the graph as it is (the unoptimised baseline and the reference); True lets the engine
             optimise.
+        library: What this machine's fingerprint says about the engine's library (`RuntimeLibrary.details`); leave
+            that only its operator gives, such as running native code of an artifact, is in there.
+        own_build: True if this very process, or the parent of this confined one, built the files: then native code in
+            them is its own, and needs no leave.
     """
 
     threads: int
@@ -39,10 +43,18 @@ class SessionOptions:
     cpu_features: frozenset[str] = frozenset()
     optimize: bool = True
     streams: int = 1
+    library: Mapping[str, str] = field(default_factory=dict)
+    own_build: bool = False
 
     @staticmethod
     def of_contract(
-        contract: Contract, *, threads: int, cpu_features: frozenset[str], streams: int = 1
+        contract: Contract,
+        *,
+        threads: int,
+        cpu_features: frozenset[str],
+        streams: int = 1,
+        library: Mapping[str, str] | None = None,
+        own_build: bool = False,
     ) -> SessionOptions:
         """How to load an artifact with that contract on a machine with those features."""
         return SessionOptions(
@@ -52,6 +64,8 @@ class SessionOptions:
             details=contract.details,
             cpu_features=cpu_features,
             streams=streams,
+            library=library or {},
+            own_build=own_build,
         )
 
 
@@ -67,6 +81,8 @@ class Session(Protocol):
         """Run once; arrays are represented as `dovetail.tensor` says (BF16 as uint16 bits, BYTES as objects).
 
         Raises:
+            InvalidInputError: The artifact was not built for inputs like these.
+            OverLimitError: No memory is left for this request.
             EngineError: The library failed; its text is in the message, shortened.
         """
         ...
@@ -90,8 +106,11 @@ class Engine(Protocol):
             options: See SessionOptions.
 
         Raises:
-            UnsupportedError: The library is not installed here.
-            EngineError: It is, and cannot load this.
+            UnsupportedError: The library is not installed here, or needs leave that `options.library` does not give.
+            IncompatibleError: The library is of another version than the artifact was built for.
+            IntegrityError: The files do not belong to each other or to the contract.
+            OverLimitError: The device has too little memory left.
+            EngineError: Anything else; the library cannot load this.
         """
         ...
 

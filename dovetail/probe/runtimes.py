@@ -33,6 +33,10 @@ _NEEDS_DEVICE = {
 }
 
 
+OPERATOR_LEAVE = ("DOVETAIL_TENSORRT_HOST_CODE", "DOVETAIL_TENSORRT_PLUGINS")
+"""Variables by which an operator lets native code of artifacts run; the child of the library reports them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Library:
     """How one library is found and asked.

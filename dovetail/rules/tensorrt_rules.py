@@ -10,14 +10,16 @@ Names in `Contract.details` (written by `contract_for` unless said otherwise):
 * `compute_capability`, `gpu_product`, `mig_profile`: the GPU that its kernels were timed on.
 * `hardware_level`: "none", "same_compute_capability" or "ampere_plus".
 * `version_compatible`, `lean_runtime_excluded`: builder flags.
-* `profiles`, `dynamic_shapes`: optimisation profiles as "input:min:opt:max"; whether any shape varies.
-* `stripped`, `weights_digest`: plan without weights, and the digest of the blob that refits it.
-* `plugins`: names of plugins that are serialised into the plan.
+* `profiles`, `dynamic_shapes`: optimisation profiles, see `tensorrt_plan.parse_profile`; whether any shape varies.
+* `stripped`, `weights_digest`: plan without weights, and the sha256 of the file that refits it.
+* `plugins`: sha256 digests of the plugin libraries that are serialised into the plan.
 * `instance_norm_plugin`, `dla`: True if used; the build adds them.
+* `cuda_graphs`: False where its runs must not be recorded as CUDA graphs; read by the engine only.
 
 Names in the fingerprint's `runtimes["tensorrt"].details`: `cuda`, or `package`, which names it; `lean`, versions of
-lean runtimes that are installed, comma separated; `host_code_allowed` and `plugins_allowed`, "true" where the operator
-of the node allows native code from signed artifacts.
+lean runtimes that are installed, comma separated (beside `runtimes["tensorrt_lean"]`); `host_code_allowed`, "true"
+where the operator of the node lets lean runtimes inside plans run; `plugins_allowed`, digests of the plugins that the
+operator allows, comma separated.
 
 Rules that are no predicate over artifact and machine: T11 (timing caches) concerns the builder, which keeps one for
 each GPU product, capability, number of multiprocessors, CUDA, TensorRT and flags; T12 (builds are not reproducible bit
@@ -29,10 +31,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dovetail.contract import Contract
+from dovetail.digest import DIGEST_PATTERN
+from dovetail.errors import InvalidInputError
 from dovetail.fingerprint import Fingerprint
 from dovetail.rules import machine
 from dovetail.rules.base import Reason, Rule, Verdict
-from dovetail.rules.tensorrt_plan import PlanHeader, parse_plan_header
+from dovetail.rules.tensorrt_plan import (
+    LEAVE,
+    PlanHeader,
+    goes_forward,
+    parse_plan_header,
+    parse_profile,
+    plugins_of,
+)
 from dovetail.rules.tensorrt_recipes import ENGINE, chosen_gpu, contract_for, extra_recipes, prior, recipes
 from dovetail.rules.versions import installed_version, parse_version, version_text
 
@@ -73,39 +84,37 @@ def t2_version_compatible_plan_goes_forward(contract: Contract, fingerprint: Fin
     if not here or not contract.flag("version_compatible") or wanted == here:
         return None
     needs, has = f"TensorRT {version_text(wanted)} or newer, one major apart at most", f"TensorRT {version_text(here)}"
-    majors = (wanted[:1], here[:1])
-    forward = majors in (((8,), (10,)), ((10,), (11,))) or (majors[0] == majors[1] and here >= wanted)
-    if not wanted or not forward:
+    if not goes_forward(wanted, here):
         return Reason("T2", Verdict.RECOMPILE, needs, has, _REBUILD)
     way_out = "it is tried when it is loaded; a native build would be faster"
     return Reason("T2", Verdict.SUBOPTIMAL, f"TensorRT {version_text(wanted)} to be native", has, way_out)
 
 
 def t3_lean_runtime_is_at_hand(contract: Contract, fingerprint: Fingerprint) -> Reason | None:
-    """T3: a version compatible plan on a newer runtime needs the builder's lean runtime, embedded or installed.
+    """T3: a version compatible plan runs in the builder's lean runtime, which is embedded in it or installed.
 
-    The embedded one is host code, which the node must allow (`engine_host_code_allowed` is False by default).
+    The embedded one is host code, which the node must allow (`engine_host_code_allowed` is False by default), even
+    where the runtime is the builder's own: "Cannot deserialize engine with lean runtime since
+    IRuntime::getEngineHostCodeAllowed() is false". With it excluded, the builder's own TensorRT loads the plan as any.
 
     Source: TensorRT NvInfer.h and NvInferRuntime.h (EXCLUDE_LEAN_RUNTIME, IRuntime::loadRuntime,
-    setEngineHostCodeAllowed).
+    setEngineHostCodeAllowed); the same-version case was observed by others on 11.1.0, not by us.
     """
     library = fingerprint.runtime(ENGINE)
     wanted = parse_version(contract.text("trt"))
-    if library is None or not contract.flag("version_compatible") or wanted == parse_version(library.version):
+    if library is None or not contract.flag("version_compatible"):
         return None
     if contract.flag("lean_runtime_excluded"):
-        installed = {parse_version(item) for item in library.details.get("lean", "").split(",")}
-        if wanted in installed:
+        beside = fingerprint.runtime("tensorrt_lean")
+        listed = [*library.details.get("lean", "").split(","), beside.version if beside else ""]
+        named = [item for item in listed if item]
+        if wanted == parse_version(library.version) or wanted in {parse_version(item) for item in named}:
             return None
         needs = f"the lean runtime of TensorRT {version_text(wanted)}"
-        return Reason(
-            "T3", Verdict.UNSUPPORTED, needs, library.details.get("lean", "") or "none", "install tensorrt-lean"
-        )
+        return Reason("T3", Verdict.UNSUPPORTED, needs, ", ".join(named) or "none", "install tensorrt-lean")
     if library.details.get("host_code_allowed") == "true":
         return None
-    needs = "leave to run the host code inside the plan"
-    way_out = "allow host code of signed artifacts on this node, or build it natively"
-    return Reason("T3", Verdict.UNSUPPORTED, needs, "no such leave", way_out)
+    return Reason("T3", Verdict.UNSUPPORTED, "leave to run the host code inside the plan", "no such leave", LEAVE)
 
 
 def t4_gpu_is_the_builders(contract: Contract, fingerprint: Fingerprint) -> Reason | None:
@@ -260,35 +269,43 @@ def t13_profiles_are_listed(contract: Contract, fingerprint: Fingerprint) -> Rea
 
     Source: TensorRT documentation, "Working with dynamic shapes", optimization profiles.
     """
-    if not contract.flag("dynamic_shapes") or contract.details.get("profiles"):
+    if not contract.flag("dynamic_shapes"):
         return None
-    return Reason(
-        "T13", Verdict.UNSUPPORTED, "its optimisation profiles listed", "none in the contract", "build it again"
-    )
+    needs, listed = "its optimisation profiles listed", contract.details.get("profiles")
+    if not isinstance(listed, tuple) or not listed:
+        return Reason("T13", Verdict.UNSUPPORTED, needs, "none in the contract", "build it again")
+    try:
+        for text in listed:
+            parse_profile(str(text))
+    except InvalidInputError as exc:
+        return Reason("T13", Verdict.UNSUPPORTED, needs, str(exc), "build it again")
+    return None
 
 
 def t14_stripped_plan_names_its_weights(contract: Contract, fingerprint: Fingerprint) -> Reason | None:
-    """T14: a plan without weights names the blob that refits it.
+    """T14: a plan without weights names the file that refits it; other weights would give wrong numbers.
 
     Source: TensorRT NvInfer.h, BuilderFlag STRIP_PLAN and REFIT_IDENTICAL.
     """
-    if not contract.flag("stripped") or contract.text("weights_digest"):
+    if not contract.flag("stripped") or DIGEST_PATTERN.fullmatch(contract.text("weights_digest")):
         return None
-    return Reason("T14", Verdict.UNSUPPORTED, "the weights that refit the plan", "no digest of them", "build it again")
+    has = "no digest of them" if not contract.text("weights_digest") else "what is no sha256 digest"
+    return Reason("T14", Verdict.UNSUPPORTED, "the weights that refit the plan", has, "build it again")
 
 
 def t15_native_code_is_allowed(contract: Contract, fingerprint: Fingerprint) -> Reason | None:
-    """T15: plugins serialised into a plan are native code; they run only where the operator allows it.
+    """T15: plugins serialised into a plan are native code; each runs only where the operator allows its digest.
 
     Source: TensorRT documentation, "Version compatibility" and IBuilderConfig::setPluginsToSerialize.
     """
     library = fingerprint.runtime(ENGINE)
-    plugins = contract.details.get("plugins", ())
-    if library is None or not plugins or library.details.get("plugins_allowed") == "true":
+    if library is None:
         return None
-    names = ", ".join(str(item) for item in plugins) if isinstance(plugins, tuple) else str(plugins)
-    way_out = "allow plugins of signed artifacts on this node, or build without them"
-    return Reason("T15", Verdict.UNSUPPORTED, f"leave to run the plugins {names}", "no such leave", way_out)
+    allowed = library.details.get("plugins_allowed", "").split(",")
+    refused = [item[:12] for item in plugins_of(contract.details) if item not in allowed]
+    if not refused:
+        return None
+    return Reason("T15", Verdict.UNSUPPORTED, f"leave to run the plugins {', '.join(refused)}", "no such leave", LEAVE)
 
 
 RULES: tuple[Rule, ...] = (

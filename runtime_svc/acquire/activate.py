@@ -155,8 +155,12 @@ def facts_of(manifest: Manifest) -> ModelFacts:
 def _load(manifest: Manifest, files: Mapping[str, Path], machine: Machine) -> tuple[Session, float]:
     """A session and the milliseconds that loading it took, without the import of the engine's library."""
     contract = manifest.contract
+    library = machine.fingerprint.runtime(contract.engine)
     options = SessionOptions.of_contract(
-        contract, threads=machine.threads, cpu_features=machine.fingerprint.facts.cpu_features
+        contract,
+        threads=machine.threads,
+        cpu_features=machine.fingerprint.facts.cpu_features,
+        library=library.details if library else None,
     )
     wanted = {entry.name: files[entry.name] for entry in manifest.files if entry.role == "model"}
     engine = create_engine(contract.engine)

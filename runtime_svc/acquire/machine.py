@@ -23,6 +23,7 @@ from dovetail.errors import DovetailError
 from dovetail.fingerprint import MAX_DOCUMENT_BYTES, ClassFacts, Fingerprint
 from dovetail.probe import measure
 from dovetail.probe.memory import read_address_space_limit, read_memory
+from dovetail.probe.runtimes import OPERATOR_LEAVE
 from dovetail.probe.sysroot import Notes, Sysroot
 from dovetail.store.durable import write_durable
 from runtime_svc.acquire.activate import Machine
@@ -101,7 +102,9 @@ def available_memory_bytes() -> int:
 
 
 def installed_versions() -> str:
-    """Changes whenever a Python distribution is installed, removed or upgraded.
+    """Changes whenever a Python distribution is installed, removed or upgraded, or the operator gives other leave.
+
+    Leave that was taken back must not be believed from the last start: code in artifacts would run once more.
 
     Source: the core metadata specification's "Recording installed projects": a distribution's metadata folder is named
     <name>-<version>.dist-info, so names are enough and nothing needs to be opened.
@@ -112,7 +115,8 @@ def installed_versions() -> str:
         for name in (os.listdir(folder) if os.path.isdir(folder) else ())
         if name.endswith((".dist-info", ".egg-info"))
     }
-    return sha256_hex("\n".join([sys.version, *sorted(names)]).encode())
+    leave = [f"{name}={os.environ.get(name, '')}" for name in OPERATOR_LEAVE]
+    return sha256_hex("\n".join([sys.version, *leave, *sorted(names)]).encode())
 
 
 def _hardware(facts: ClassFacts) -> Mapping[str, object]:

@@ -66,6 +66,17 @@ async def test_other_libraries_than_remembered_are_not_believed(
     assert not await MachineFacts(path).look()
 
 
+@pytest.mark.parametrize("variable", ["DOVETAIL_TENSORRT_HOST_CODE", "DOVETAIL_TENSORRT_PLUGINS"])
+async def test_leave_for_native_code_that_was_taken_back_is_not_believed_from_the_last_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "allow")
+    with_leave = installed_versions()
+    monkeypatch.delenv(variable)
+
+    assert installed_versions() != with_leave
+
+
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff\xfe", b'{"schema": 1, "versions": 3, "fingerprint": 1}'])
 async def test_garbage_is_not_believed(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "fingerprint.json"

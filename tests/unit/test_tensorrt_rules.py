@@ -13,7 +13,7 @@ from dovetail.errors import InvalidInputError
 from dovetail.fingerprint import Accelerator, Fingerprint
 from dovetail.rules import Verdict
 from dovetail.rules import tensorrt_rules as trt
-from dovetail.rules.tensorrt_plan import PlanHeader, parse_plan_header
+from dovetail.rules.tensorrt_plan import PlanHeader, parse_plan_header, parse_profile
 from dovetail.rules.tensorrt_recipes import cuda_of
 from tests.fakes.machines import AVX2, FACTS, PI5, contract, machine, nvidia
 
@@ -87,7 +87,23 @@ def test_t3_lean_runtime(details: dict[str, Any], node: dict[str, str], verdict:
     rule = trt.t3_lean_runtime_is_at_hand
 
     assert _verdict(rule, where, trt="10.13.2.6", version_compatible=True, **details) == verdict
-    assert _verdict(rule, where, trt="10.14.1.48", version_compatible=True, **details) == OPTIMAL
+    assert _verdict(rule, where, trt="10.13.2.6", **details) == OPTIMAL
+
+
+def test_t3_an_embedded_lean_runtime_needs_leave_even_on_the_builders_own_version() -> None:
+    rule, same = trt.t3_lean_runtime_is_at_hand, {"trt": "10.13.2.6", "version_compatible": True}
+
+    assert _verdict(rule, _gpu(), **same) == UNSUPPORTED
+    assert _verdict(rule, _gpu(host_code_allowed="true"), **same) == OPTIMAL
+    assert _verdict(rule, _gpu(), **same, lean_runtime_excluded=True) == OPTIMAL
+
+
+def test_t3_an_installed_lean_package_counts() -> None:
+    where = machine(gpu=L4, tensorrt="11.4.1.5", tensorrt_lean="10.13.2.6")
+    plan = {"trt": "10.13.2.6", "version_compatible": True, "lean_runtime_excluded": True}
+
+    assert _verdict(trt.t3_lean_runtime_is_at_hand, where, **plan) == OPTIMAL
+    assert _verdict(trt.t3_lean_runtime_is_at_hand, where, **{**plan, "trt": "10.3.0.26"}) == UNSUPPORTED
 
 
 @pytest.mark.parametrize(
@@ -251,29 +267,54 @@ def test_t13_dynamic_plans_list_their_profiles() -> None:
 
     assert _verdict(rule, _gpu(), dynamic_shapes=True) == UNSUPPORTED
     assert _verdict(rule, _gpu(), dynamic_shapes=True, profiles=("batch:1:8:32",)) == OPTIMAL
+    assert _verdict(rule, _gpu(), dynamic_shapes=True, profiles=("0:a:1x3:8x3:32x3", "batch:8:1:32")) == UNSUPPORTED
     assert _verdict(rule, _gpu()) == OPTIMAL
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "spans"),
+    [
+        ("batch:1:8:32", "batch", ((1,), (8,), (32,))),
+        ("0:image:1x3:8x3:32x3", "image", ((1, 3), (8, 3), (32, 3))),
+        ("12:serving:x:0:1x0:1x0:1x9", "serving:x:0", ((1, 0), (1, 0), (1, 9))),
+        ("0:scalar:::", "scalar", ((), (), ())),
+    ],
+)
+def test_t13_profiles_are_read(text: str, name: str, spans: tuple[tuple[int, ...], ...]) -> None:
+    assert parse_profile(text) == (name, spans)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "batch", "batch:1:8", "batch:a:8:32", "0:image:1x3:8:32x3", "b:9:8:32", "b:-2:1:1"]
+)
+def test_t13_profiles_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(InvalidInputError, match="profile"):
+        parse_profile(text)
 
 
 def test_t14_stripped_plans_name_their_weights() -> None:
     rule = trt.t14_stripped_plan_names_its_weights
 
     assert _verdict(rule, _gpu(), stripped=True) == UNSUPPORTED
+    assert _verdict(rule, _gpu(), stripped=True, weights_digest="weights") == UNSUPPORTED
     assert _verdict(rule, _gpu(), stripped=True, weights_digest="ab" * 32) == OPTIMAL
     assert _verdict(rule, _gpu()) == OPTIMAL
 
 
-def test_t15_plugins_run_only_where_the_operator_allows_them() -> None:
-    rule = trt.t15_native_code_is_allowed
+def test_t15_plugins_run_only_where_the_operator_allows_their_digests() -> None:
+    rule, digests = trt.t15_native_code_is_allowed, ("ab" * 32, "cd" * 32)
 
-    assert _verdict(rule, _gpu(), plugins=("MyRoiAlign",)) == UNSUPPORTED
-    assert _verdict(rule, _gpu(plugins_allowed="true"), plugins=("MyRoiAlign",)) == OPTIMAL
+    assert _verdict(rule, _gpu(), plugins=digests) == UNSUPPORTED
+    assert _verdict(rule, _gpu(plugins_allowed="true"), plugins=digests) == UNSUPPORTED
+    assert _verdict(rule, _gpu(plugins_allowed=digests[0]), plugins=digests) == UNSUPPORTED
+    assert _verdict(rule, _gpu(plugins_allowed=",".join(digests)), plugins=digests) == OPTIMAL
     assert _verdict(rule, _gpu()) == OPTIMAL
 
 
 @pytest.mark.parametrize(
     ("where", "names"),
     [
-        (_gpu(), ["tensorrt-fp16", "tensorrt-fp32", "tensorrt-int8"]),
+        (_gpu(), ["tensorrt-fp16", "tensorrt-fp32", "tensorrt-int8", "tensorrt-tf32", "tensorrt-bf16"]),
         (_gpu(nvidia("7.5")), ["tensorrt-fp16", "tensorrt-fp32", "tensorrt-int8"]),
         (_gpu(nvidia("7.0")), []),
         (_gpu(None), []),
