@@ -24,7 +24,7 @@ from dovetail.recipe import Recipe
 from dovetail.rules import EngineRules, ModelFacts, all_rules
 from dovetail.wire import model_facts
 
-_BITS = {"fp32": 32, "tf32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4}
+_BITS = {"fp32": 32, "tf32": 32, "bf16": 16, "fp16": 16, "fp8": 8, "int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from compiler_svc.index import Index
 from compiler_svc.jobs.base import JobQueue
 from compiler_svc.jobs.redis_jobs import RedisJobQueue
+from compiler_svc.kept_files import KeptFiles
 from compiler_svc.redis_index import RedisIndex
 from compiler_svc.shared_settings import StoreSettings
+from compiler_svc.waiting import WaitingOrders
 from dovetail.errors import UnavailableError
 from dovetail.store.base import ChunkStore
 from dovetail.store.disk import DiskChunkStore, DiskDocumentStore
@@ -33,12 +35,16 @@ class Storage:
         chunks: Hot tier over durable tier, both checked.
         index: What exists.
         jobs: What is to be built.
+        kept: What builds keep for later ones.
+        waiting: Orders that no live worker covers.
     """
 
     redis: RedisConnection
     chunks: ChunkStore
     index: Index
     jobs: JobQueue
+    kept: KeptFiles
+    waiting: WaitingOrders
 
 
 def open_storage(settings: StoreSettings, *, lease_s: float = 60.0) -> Storage:
@@ -51,11 +57,14 @@ def open_storage(settings: StoreSettings, *, lease_s: float = 60.0) -> Storage:
     documents = DiskDocumentStore(settings.blob_dir)
     hot = VerifiedChunkStore(RedisChunkStore(redis), name="redis")
     durable = VerifiedChunkStore(DiskChunkStore(settings.blob_dir), name="disk")
+    index, jobs = RedisIndex(redis, documents), RedisJobQueue(redis, documents, lease_s=lease_s)
     return Storage(
         redis=redis,
         chunks=TieredChunkStore(hot, durable),
-        index=RedisIndex(redis, documents),
-        jobs=RedisJobQueue(redis, documents, lease_s=lease_s),
+        index=index,
+        jobs=jobs,
+        kept=KeptFiles(documents),
+        waiting=WaitingOrders(documents, index, jobs),
     )
 
 

@@ -28,7 +28,7 @@ MAX_MANIFEST_BYTES = 1 << 20
 CHUNK_BYTES = (1 << 20) - 4096
 """Size of every chunk but the last, before compression: with Redis' header it still fits a 1 MiB allocator class."""
 
-ROLES = ("model", "goldens", "layers")
+ROLES = ("model", "goldens", "layers", "report")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ class FileEntry:
     Attributes:
         name: File name that the engine expects ("model.onnx", "model.xml"); [A-Za-z0-9._-], no folders. It is only used
             inside a directory that is named by the artifact's digest.
-        role: "model" for what the engine loads, "goldens" for the npz with inputs and reference outputs.
+        role: "model" for what the engine loads, "goldens" for the npz with inputs and reference outputs, "layers" for
+            the layer report, "report" for what else the build tells people (logs, times).
         size_bytes: Plain size.
         digest: sha256 of the whole file.
         chunks: Its chunks in order.

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backends, one file each (`<engine>_backend.py`), found by name: nothing to register."""
+"""Backends, one file each (`<engine>_backend.py`), found by name: nothing to register.
+
+A backend that keeps something between builds says under which key in `<engine>_kept.py`, without its library.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from functools import cache
 from types import MappingProxyType
 from typing import cast
 
-from compiler_svc.backends.base import BackendModule
+from compiler_svc.backends.base import BackendModule, KeptModule
 
-__all__ = ["BackendModule", "all_backends"]
+__all__ = ["BackendModule", "all_backends", "all_kept"]
 
 
 @cache
@@ -21,5 +24,16 @@ def all_backends() -> MappingProxyType[str, BackendModule]:
     for info in pkgutil.iter_modules(__path__):
         if info.name.endswith("_backend"):
             module = cast(BackendModule, importlib.import_module(f"{__name__}.{info.name}"))
+            found[module.ENGINE] = module
+    return MappingProxyType(found)
+
+
+@cache
+def all_kept() -> MappingProxyType[str, KeptModule]:
+    """Engine name -> what says which builds of it may share what they keep."""
+    found: dict[str, KeptModule] = {}
+    for info in pkgutil.iter_modules(__path__):
+        if info.name.endswith("_kept"):
+            module = cast(KeptModule, importlib.import_module(f"{__name__}.{info.name}"))
             found[module.ENGINE] = module
     return MappingProxyType(found)

@@ -7,11 +7,13 @@ A backend runs inside a killable child process (`compiler_svc.worker.child`), ne
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 from dovetail.contract import Contract
+from dovetail.fingerprint import Fingerprint
+from dovetail.ranges import DimRange
 from dovetail.recipe import Recipe
 from dovetail.rules import ModelFacts
 from dovetail.tensor import Array, TensorSpec
@@ -20,6 +22,19 @@ SupportLevel = Literal["supported", "partial", "unsupported"]
 
 Samples = Mapping[str, Array]
 """Input name -> array whose first axis is the sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plugin:
+    """Native code that the operator of a worker allows builds to load.
+
+    Attributes:
+        path: The shared library.
+        digest: Its sha256, which is checked before it is loaded.
+    """
+
+    path: Path
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +53,9 @@ class BuildInput:
         threads: Threads it may use.
         report: Call with a fraction 0..1 and a short text.
         program: The program that torch.export captured (.pt2), or None; foreign, so only a confined child opens it.
+        ranges: Declared sizes of free dimensions.
+        kept: Files that earlier builds for the same key kept for this one (`BuildOutput.keep`), in any order.
+        plugins: What recipes may name; none unless the worker's operator allows some.
     """
 
     model: Path
@@ -51,6 +69,9 @@ class BuildInput:
     threads: int
     report: Callable[[float, str], None]
     program: Path | None = None
+    ranges: tuple[DimRange, ...] = ()
+    kept: tuple[Path, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +82,19 @@ class BuildOutput:
         files: Name that the engine expects -> file inside scratch.
         contract: Final contract.
         labels: Facts for people: {"calibration": "minmax, 128 samples"} or {"calibration": "uncalibrated"}.
+        reports: Name -> file inside scratch, for people: logs, times; shipped with the artifact, never loaded.
+        keep: What the next build for the same key gets as `BuildInput.kept`, everything in there included; or None.
     """
 
     files: Mapping[str, Path]
     contract: Contract
     labels: Mapping[str, str]
+    reports: Mapping[str, Path] = field(default_factory=dict)
+    keep: Path | None = None
 
     @property
     def size_bytes(self) -> int:
-        """Of all files."""
+        """Of all files that the engine loads."""
         return sum(path.stat().st_size for path in self.files.values())
 
 
@@ -136,6 +161,16 @@ class BackendModule(Protocol):
             PreconditionError: Calibration samples are needed and there are none.
             BuildFailedError: The library failed; its text is in the message, shortened.
         """
+        ...
+
+
+class KeptModule(Protocol):
+    """The surface of one `<engine>_kept.py`: pure, it runs in the worker and not in the child."""
+
+    ENGINE: str
+
+    def kept_key(self, recipe: Recipe, contract: Contract, machine: Fingerprint) -> str:
+        """Digest of all that two builds must have in common to share what they keep; "" if they keep nothing."""
         ...
 
 

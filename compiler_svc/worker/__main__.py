@@ -89,6 +89,7 @@ def _task_maker(
         limits=settings.limits,
         emulations={found.cpu.name: found.cpu for found in emulations},
         emulated_samples=settings.emulated_samples,
+        plugins=settings.plugins,
     )
 
     def make(lease: Lease) -> LeasedBuild:
@@ -100,6 +101,7 @@ def _task_maker(
             run=_run_child,
             options=options,
             clock=SystemClock(),
+            kept=storage.kept,
         )
 
     return make

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from compiler_svc.backends.base import Plugin
 from compiler_svc.intake.limits import FleetTarget, ModelLimits
 from compiler_svc.support import EngineSupport
 from compiler_svc.worker.child_failure import ChildFailure
@@ -22,6 +23,7 @@ from dovetail.accuracy import AccuracyPolicy
 from dovetail.benchmark import BenchmarkRecord
 from dovetail.contract import Contract
 from dovetail.gate import GateReport
+from dovetail.program.agreement import ExportFigures
 from dovetail.ranges import DimRange
 from dovetail.recipe import Recipe
 from dovetail.rules import ModelFacts
@@ -49,6 +51,8 @@ class ChildLimits:
             libraries map more than they touch.
         file_bytes: Largest file it may write (RLIMIT_FSIZE).
         open_files: File descriptors (RLIMIT_NOFILE).
+        address_space: False lifts RLIMIT_AS: CUDA reserves far more addresses than any GPU has memory. Resident memory
+            stays limited.
         processes: Processes at once; 0 for any number. Counted in the child's own process namespace, because the
             kernel's limit (RLIMIT_NPROC) counts all processes of the user and exempts root; not held without one.
     """
@@ -59,6 +63,7 @@ class ChildLimits:
     file_bytes: int = 8 << 30
     open_files: int = 512
     processes: int = 64
+    address_space: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,7 @@ class IntakeSpec:
     """Order to check and normalise a pushed model.
 
     Attributes:
-        model_file: The .onnx file.
+        model_file: The .onnx file; "" makes it from the program.
         external_files: Location as the model names it ("weights/a.bin") -> file in the directory.
         calibration_file: .npz, or "".
         validation_file: .npz, or "".
@@ -98,6 +103,8 @@ class IntakeSpec:
         limits: What is accepted.
         ranges: Declared sizes of free dimensions.
         target: Newest stamps that the result may have.
+        program_file: The exported program (.pt2), or "".
+        reference_file: .npz with outputs of the native module, or "".
     """
 
     model_file: str = "model.onnx"
@@ -110,6 +117,8 @@ class IntakeSpec:
     limits: ModelLimits = field(default_factory=ModelLimits)
     ranges: tuple[DimRange, ...] = ()
     target: FleetTarget = field(default_factory=FleetTarget)
+    program_file: str = ""
+    reference_file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +146,8 @@ class BuildSpec:
         ranges: Declared sizes of free dimensions.
         mixed_budget_s: Seconds for tries with some layers in float, if the gate is missed; 0 for none.
         program_file: The exported program (.pt2), or "".
+        kept_files: What earlier builds for the same key kept, see `BuildInput.kept`.
+        plugins: Native code that the recipe may name; in the worker's own places, not in the directory.
     """
 
     recipe: Recipe
@@ -159,6 +170,8 @@ class BuildSpec:
     ranges: tuple[DimRange, ...] = ()
     mixed_budget_s: float = 300.0
     program_file: str = ""
+    kept_files: tuple[str, ...] = ()
+    plugins: tuple[Plugin, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +195,7 @@ class BuiltFile:
 
     Attributes:
         name: File name that the engine expects.
-        role: "model" or "goldens", as in the manifest.
+        role: As in the manifest.
         path: Where it is; valid until the caller removes the child's directory.
         size_bytes: Its size.
         digest: sha256 as computed after the child ended.
@@ -233,6 +246,9 @@ class IntakeOutcome:
             the model under the name "model.onnx.data".
         support: What each engine that intake had can do with it.
         ranges: As declared, and for every other dimension that the graph gives the same name.
+        program: The exported program without its sample inputs, or None.
+        release: torch release that exported it ("2.13.0"); "" without one.
+        export: How far the graph is from the native module, or None.
     """
 
     model: Path
@@ -252,6 +268,9 @@ class IntakeOutcome:
     weights: Path | None = None
     support: tuple[EngineSupport, ...] = ()
     ranges: tuple[DimRange, ...] = ()
+    program: Path | None = None
+    release: str = ""
+    export: ExportFigures | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +289,7 @@ class BuildResult:
             because an input has no free first axis or rows were seen to influence each other.
         toolchain: Exact versions of what touched the bytes, as the backend in the child reports them.
         confined: Rights that the child did not have: "network", "writing" outside its directory, "privileges" …
+        keep: What the build keeps for later ones, see `BuildOutput.keep`; or None.
     """
 
     files: tuple[BuiltFile, ...]
@@ -282,6 +302,7 @@ class BuildResult:
     max_batch_size: int
     toolchain: Mapping[str, str]
     confined: tuple[str, ...] = ()
+    keep: Path | None = None
 
 
 ChildOutcome = IntakeOutcome | BuildResult | ChildFailure

@@ -110,6 +110,9 @@ def _order(spec: BuildSpec, model: Path, calibration: SampleSet | None, out: Pat
         threads=spec.threads,
         report=lambda fraction, message: report("building", 0.02 + 0.5 * fraction, message),
         program=model.with_name(spec.program_file) if spec.program_file else None,
+        ranges=spec.ranges,
+        kept=tuple(model.with_name(name) for name in spec.kept_files),
+        plugins=spec.plugins,
     )
 
 
@@ -125,6 +128,7 @@ def _result(
     needed = max(measurement.peak_rss_bytes, candidate.size_bytes)
     files = [{"name": name, "role": "model", "file": path.name} for name, path in built.files.items()]
     files.append({"name": GOLDENS_FILE, "role": "goldens", "file": GOLDENS_FILE})
+    files.extend({"name": name, "role": "report", "file": path.name} for name, path in built.reports.items())
     files.extend(dict(item) for item in extra)
     return {
         "build": {
@@ -137,6 +141,7 @@ def _result(
             "labels": dict(labels),
             "max_batch_size": candidate.trial.max_batch_size,
             "toolchain": dict(backend.toolchain()),
+            "keep": built.keep.name if built.keep else "",
         }
     }
 

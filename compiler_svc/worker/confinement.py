@@ -133,11 +133,12 @@ def apply_limits(limits: Mapping[str, Any]) -> None:
     cpu_s = int(limits["cpu_s"])
     wanted = {
         resource.RLIMIT_CORE: (0, 0),
-        resource.RLIMIT_AS: (int(limits["memory_bytes"]),) * 2,
         resource.RLIMIT_FSIZE: (int(limits["file_bytes"]),) * 2,
         resource.RLIMIT_NOFILE: (int(limits["open_files"]),) * 2,
         resource.RLIMIT_CPU: (cpu_s, cpu_s + 5),  # soft: SIGXCPU, which names the reason; hard: SIGKILL
     }
+    if limits.get("address_space", True):
+        wanted[resource.RLIMIT_AS] = (int(limits["memory_bytes"]),) * 2
     for what, (soft, hard) in wanted.items():
         _, ceiling = resource.getrlimit(what)
         if ceiling != resource.RLIM_INFINITY:

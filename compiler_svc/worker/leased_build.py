@@ -13,9 +13,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from compiler_svc.backends import all_kept
+from compiler_svc.backends.base import Plugin
 from compiler_svc.index import Index
 from compiler_svc.intake.limits import WEIGHTS_FILE
 from compiler_svc.jobs.base import JobQueue, Lease
+from compiler_svc.kept_files import Given, KeptFiles
 from compiler_svc.scratch import scratch_directory
 from compiler_svc.worker.build_spec import (
     MAX_GATE_SAMPLES,
@@ -100,6 +103,7 @@ class BuildOptions:
         limits: What a child may use.
         emulations: CPUs that the gate can run under here, by the name that jobs have for them.
         emulated_samples: Samples that such a gate runs at most.
+        plugins: Native code that recipes may name.
     """
 
     machine: Fingerprint
@@ -110,6 +114,7 @@ class BuildOptions:
     limits: ChildLimits
     emulations: Mapping[str, EmulatedCpu] = field(default_factory=dict)
     emulated_samples: int = 100
+    plugins: tuple[Plugin, ...] = ()
 
 
 class LeasedBuild:
@@ -125,6 +130,7 @@ class LeasedBuild:
         run: BuildRunner,
         options: BuildOptions,
         clock: Clock,
+        kept: KeptFiles | None = None,
     ) -> None:
         self._lease = lease
         self._index = index
@@ -133,6 +139,7 @@ class LeasedBuild:
         self._run = run
         self._options = options
         self._clock = clock
+        self._kept = kept
         self._state = _started(lease)
         self._news = asyncio.Event()
 
@@ -170,10 +177,14 @@ class LeasedBuild:
                 here = hardware_class(self._options.machine).key
                 known = await known_figures(self._index, job.model, record.model.version, here)
                 spec = replace(self._spec(record), known=known)
-                outcome = await self._run(directory, spec, self._options.limits, self._heard)
+                key, given = await self._fetch_kept(spec, directory)
+                spec = replace(spec, kept_files=given.files)
+                outcome = await self._run(directory, spec, self._limits(spec), self._heard)
                 if isinstance(outcome, ChildFailure):
                     return outcome
                 await self._publish(record, outcome)
+                if self._kept is not None and outcome.keep is not None:
+                    await self._kept.keep(spec.recipe.engine, key, outcome.keep, given)
                 return None
         except NotFoundError as exc:  # pushing the model again brings it back
             return _failure(FailureKind.INFRASTRUCTURE, "input_missing", exc)
@@ -190,6 +201,18 @@ class LeasedBuild:
                 continue
             chunks = [read_chunk(chunk) for chunk in file.chunks]
             await load_file(self._chunks, chunks, directory / _FILES[file.role], file.digest)
+
+    async def _fetch_kept(self, spec: BuildSpec, directory: Path) -> tuple[str, Given]:
+        """The key of what this build may share with others, and what they kept; never what was kept for another key."""
+        module = all_kept().get(spec.recipe.engine)
+        if module is None or self._kept is None:
+            return "", Given()
+        key = module.kept_key(spec.recipe, spec.contract, self._options.machine)
+        return key, await self._kept.fetch(spec.recipe.engine, key, directory)
+
+    def _limits(self, spec: BuildSpec) -> ChildLimits:
+        """CUDA reserves addresses for more memory than there is, so only what is resident can be limited."""
+        return replace(self._options.limits, address_space=spec.recipe.device != "cuda")
 
     def _spec(self, record: ModelRecord) -> BuildSpec:
         job, model = self._lease.job, record.model
@@ -214,6 +237,7 @@ class LeasedBuild:
             mixed_budget_s=self._options.limits.wall_s / 3,  # the build before it and the last try may take as long
             ranges=tuple(read_range(item) for item in model.ranges),
             program_file=_FILES[FILE_ROLE_PROGRAM] if FILE_ROLE_PROGRAM in present else "",
+            plugins=self._options.plugins,
             emulation=emulation,
             max_gate_samples=self._options.emulated_samples if slow else MAX_GATE_SAMPLES,
         )

@@ -157,6 +157,7 @@ class MeasuringProcess:
                 threads=settings.threads,
                 cpu_features=self._subject.cpu_features,
                 streams=settings.streams,
+                own_build=True,
             )
             self._loads += 1
             self._loaded[key] = load_measured(

@@ -22,7 +22,7 @@ from dovetail.clock import Clock, SystemClock
 from dovetail.layers import LayerReport
 
 RANK_BUDGET_S = 60.0
-_QUANTISED = frozenset({"int8", "int4"})
+_QUANTISED = frozenset({"fp8", "int8", "int4"})
 _ORDERED = "the order says so"
 
 Report = Callable[[str, float, str], None]
@@ -159,12 +159,18 @@ def _variant(shop: Workshop, excluded: Sequence[str]) -> Candidate:
 
 
 def _adopted(shop: Workshop, candidate: Candidate) -> Candidate:
-    """The candidate with its files in the order's scratch, over those that missed the gate."""
-    files = {}
-    for name, path in candidate.built.files.items():
-        files[name] = shop.order.scratch / path.name
-        os.replace(path, files[name])
-    return replace(candidate, built=replace(candidate.built, files=files))
+    """The candidate with all its files in the order's scratch, over those that missed the gate."""
+    scratch, built = shop.order.scratch, candidate.built
+    for path in sorted(shop.order.scratch.with_name("mixed").iterdir()):
+        if path.is_file():
+            os.replace(path, scratch / path.name)
+    moved = replace(
+        built,
+        files={name: scratch / path.name for name, path in built.files.items()},
+        reports={name: scratch / path.name for name, path in built.reports.items()},
+        keep=scratch / built.keep.name if built.keep else None,
+    )
+    return replace(candidate, built=moved)
 
 
 def _gain(shop: Workshop) -> Gain:

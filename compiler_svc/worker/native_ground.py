@@ -81,4 +81,6 @@ class NativeGround:
 
 def options_of(spec: BuildSpec, built: BuildOutput) -> SessionOptions:
     """How the built artifact is loaded on this worker."""
-    return SessionOptions.of_contract(built.contract, threads=spec.threads, cpu_features=spec.cpu_features)
+    return SessionOptions.of_contract(
+        built.contract, threads=spec.threads, cpu_features=spec.cpu_features, own_build=True
+    )

@@ -15,7 +15,7 @@ from dovetail.hardware_class import hardware_class
 from dovetail.pb.v1.storage_pb2 import BuildJob, ModelRecord
 from dovetail.store.base import ChunkStore
 from dovetail.store.files import store_file
-from dovetail.wire import read_tensor_spec
+from dovetail.wire import read_export_check, read_tensor_spec
 
 
 async def store_result(store: ChunkStore, result: BuildResult) -> tuple[FileEntry, ...]:
@@ -69,6 +69,7 @@ def manifest_of(
         labels={
             **result.labels,
             **_gate_label(job),
+            **_export_label(record),
             "network": "none" if "network" in result.confined else "not isolated",
         },
         built_by=hardware_class(machine).key,
@@ -76,6 +77,12 @@ def manifest_of(
         verified=_verified(job, result, machine),
         verified_isa=job.isa_class,
     )
+
+
+def _export_label(record: ModelRecord) -> dict[str, str]:
+    """How far the gate's reference is from the module that it was exported from, where that is known."""
+    figures = read_export_check(record.model)
+    return {"export_check": figures.text} if figures else {}
 
 
 def _gate_label(job: BuildJob) -> dict[str, str]:

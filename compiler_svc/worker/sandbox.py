@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from compiler_svc.intake.limits import WEIGHTS_FILE
+from compiler_svc.intake.limits import PROGRAM_FILE, WEIGHTS_FILE
 from compiler_svc.support import EngineSupport
 from compiler_svc.worker.build_spec import (
     LOG_FILE,
@@ -46,6 +46,7 @@ from dovetail.contract import Contract
 from dovetail.digest import check_name, sha256_file
 from dovetail.errors import ErrorCode, InvalidInputError
 from dovetail.gate import GateReport
+from dovetail.program.agreement import ExportFigures
 from dovetail.ranges import DimRange
 from dovetail.recipe import Recipe
 from dovetail.tensor import TensorSpec
@@ -53,6 +54,7 @@ from dovetail.tensor import TensorSpec
 LOG_TAIL_BYTES = 4096
 CHILD_PROGRAM = ("-m", "compiler_svc.worker.child")
 _MAX_LINE_BYTES = 64 * 1024
+_GPU_CHOICE = ("CUDA_VISIBLE_DEVICES",)  # which GPUs a worker may use; a child that saw others would build for them
 _SOURCE = str(Path(__file__).resolve().parents[2])
 
 OnProgress = Callable[[Progress], None]
@@ -147,7 +149,9 @@ def _prepare(directory: Path, spec: IntakeSpec | BuildSpec, limits: ChildLimits)
 
 def _environment(directory: Path, threads: int) -> dict[str, str]:
     """Everything the child sees: no proxy, credential or search path of the parent."""
+    visible = {name: os.environ[name] for name in _GPU_CHOICE if name in os.environ}
     return {
+        **visible,
         "PATH": os.defpath,
         "HOME": str(directory / "home"),
         "TMPDIR": str(directory / "tmp"),
@@ -226,6 +230,9 @@ def _intake_outcome(body: Mapping[str, Any], directory: Path, confined: tuple[st
         weights=weights,
         support=tuple(EngineSupport.from_json(item) for item in body["support"]),
         ranges=tuple(DimRange.from_json(item) for item in body["ranges"]),
+        program=_checked_file(directory, PROGRAM_FILE) if body["release"] else None,
+        release=check_name(str(body["release"]), "torch release") if body["release"] else "",
+        export=ExportFigures.from_json(body["export"]) if body["export"] else None,
     )
 
 
@@ -241,6 +248,7 @@ def _build_result(body: Mapping[str, Any], directory: Path, confined: tuple[str,
         max_batch_size=int(body["max_batch_size"]),
         toolchain={str(key): str(value) for key, value in body["toolchain"].items()},
         confined=confined,
+        keep=_checked_file(directory, str(body["keep"])) if body.get("keep") else None,
     )
 
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from compiler_svc.backends.base import Plugin
 from compiler_svc.shared_settings import StoreSettings, scratch_dir
 from compiler_svc.worker.build_spec import ChildLimits
-from dovetail.digest import check_name
+from dovetail.digest import check_digest, check_name
+from dovetail.errors import InvalidInputError
 from dovetail.log import LEVELS
 from dovetail.settings import SettingsReader, host_identifier
 
@@ -35,6 +37,8 @@ class WorkerSettings:
         emulated_samples: Samples that such a gate runs at most. 1 to 2 s each with a model of MiniLM's size; at 100
             one changed decision is the 1 % that the gate's thresholds allow.
         limits: What one child process may use.
+        plugins: TensorRT plugins that builds may load, "<sha256>=<path>" separated by commas; native code, so none
+            unless the operator lists it.
         log_level: debug, info, warning or error.
         log_json: JSON lines; None means unless on a terminal.
     """
@@ -52,6 +56,7 @@ class WorkerSettings:
     arm64_root: Path | None
     emulated_samples: int
     limits: ChildLimits
+    plugins: tuple[Plugin, ...]
     log_level: str
     log_json: bool | None
 
@@ -84,11 +89,25 @@ class WorkerSettings:
                     "DOVETAIL_BUILD_MEMORY_BYTES", defaults.memory_bytes, low=1 << 28, high=1 << 50
                 ),
             ),
+            plugins=read.checked("DOVETAIL_TENSORRT_PLUGINS", "", _plugins),
             log_level=read.choice("DOVETAIL_LOG_LEVEL", "info", LEVELS),
             log_json=read.optional_flag("DOVETAIL_LOG_JSON"),
         )
         read.finish()
         return settings
+
+
+def _plugins(text: str) -> tuple[Plugin, ...]:
+    found = []
+    for part in text.replace(",", " ").split():
+        digest, given, path = part.partition("=")
+        check_digest(digest, "digest of a plugin")
+        if not given:  # a node may run it inside a plan; there is nothing to build with
+            continue
+        if not Path(path).is_absolute():
+            raise InvalidInputError(f"plugin {part[:80]!r} is not <sha256>=<absolute path of the library>")
+        found.append(Plugin(Path(path), digest))
+    return tuple(found)
 
 
 def _worker_id(text: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from compiler_svc.backends.base import Plugin
 from compiler_svc.intake.limits import FleetTarget, ModelLimits
 from compiler_svc.worker.build_spec import SPEC_FILE, BuildSpec, ChildLimits, EmulatedCpu, IntakeSpec, SampleFacts
 from dovetail.accuracy import AccuracyPolicy
@@ -70,6 +71,8 @@ def _build_json(spec: BuildSpec) -> dict[str, Any]:
         "max_gate_samples": spec.max_gate_samples,
         "mixed_budget_s": spec.mixed_budget_s,
         "program_file": spec.program_file,
+        "kept_files": list(spec.kept_files),
+        "plugins": [{"path": str(item.path), "digest": item.digest} for item in spec.plugins],
         "objective": spec.objective,
         "known": [record.to_json() for record in spec.known],
         "emulation": _emulation_json(spec.emulation),
@@ -103,6 +106,8 @@ def _read_build(body: dict[str, Any]) -> BuildSpec:
             "known": tuple(BenchmarkRecord.from_json(item) for item in body["known"]),
             "emulation": _read_emulation(body["emulation"]),
             "ranges": _read_ranges(body["ranges"]),
+            "kept_files": tuple(body["kept_files"]),
+            "plugins": tuple(Plugin(Path(item["path"]), str(item["digest"])) for item in body["plugins"]),
         }
     )
 

@@ -61,6 +61,7 @@ DEFAULT_THRESHOLDS: Mapping[str, Thresholds] = {
     "tf32": Thresholds(0.9995, 35, 2e-3, 1e-2, 0.995, 0.001),
     "bf16": Thresholds(0.9995, 35, 2e-3, 1e-2, 0.995, 0.001),
     "fp16": Thresholds(0.9995, 35, 2e-3, 1e-2, 0.995, 0.001),
+    "fp8": Thresholds(0.99, 20, 1e-2, 5e-2, 0.99, 0.01),  # as int8: three bits of mantissa; unverified
     "int8": Thresholds(0.99, 20, 1e-2, 5e-2, 0.99, 0.01),
     "int4": Thresholds(0.98, 17, 2e-2, 1e-1, 0.98, 0.02),
 }

@@ -46,6 +46,8 @@ ROLES = {
     "external": registry_pb2.FILE_ROLE_EXTERNAL_DATA,
     "calibration": registry_pb2.FILE_ROLE_CALIBRATION,
     "validation": registry_pb2.FILE_ROLE_VALIDATION,
+    "program": registry_pb2.FILE_ROLE_PROGRAM,
+    "reference": registry_pb2.FILE_ROLE_REFERENCE,
 }
 Request = registry_pb2.PushModelRequest
 
@@ -137,6 +139,7 @@ async def worker(
             run=run,
             options=options,
             clock=SystemClock(),
+            kept=storage.kept,
         )
 
     times = LoopOptions(heartbeat_s=1.0, claim_wait_s=0.5, drain_s=drain_s, retry_s=0.1)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -238,13 +239,24 @@ async def test_static_int8_without_samples_is_refused(directory: Path) -> None:
 
 
 async def test_engine_without_a_backend_is_refused_by_name(directory: Path) -> None:
+    recipe = Recipe("blob", "litert", "cpu", "fp16")
+
+    outcome = await run_build(directory, spec_of(recipe), limits=LIMITS, on_progress=silent)
+
+    assert isinstance(outcome, ChildFailure)
+    assert outcome.error is ErrorCode.UNSUPPORTED
+    assert "no backend for engine 'litert'" in outcome.message
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed here")
+async def test_engine_whose_library_is_not_here_is_refused_with_what_to_install(directory: Path) -> None:
     recipe = Recipe("plan", "tensorrt", "cuda", "fp16")
 
     outcome = await run_build(directory, spec_of(recipe), limits=LIMITS, on_progress=silent)
 
     assert isinstance(outcome, ChildFailure)
     assert outcome.error is ErrorCode.UNSUPPORTED
-    assert "no backend for engine 'tensorrt'" in outcome.message
+    assert "tensorrt is not installed: pip install 'dovetail[tensorrt]'" in outcome.message
 
 
 async def test_without_samples_the_gate_says_that_it_used_synthetic_inputs(directory: Path) -> None:
