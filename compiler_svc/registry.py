@@ -16,7 +16,7 @@ from pathlib import Path
 
 from compiler_svc.expectation import refuse_other_signature
 from compiler_svc.index import Index
-from compiler_svc.intake.limits import WEIGHTS_FILE, FleetTarget, ModelLimits
+from compiler_svc.intake.limits import PROGRAM_FILE, WEIGHTS_FILE, FleetTarget, ModelLimits
 from compiler_svc.scratch import scratch_directory
 from compiler_svc.upload import Upload, UploadLimits, receive_upload
 from compiler_svc.worker.build_spec import IntakeOutcome, IntakeSpec
@@ -30,7 +30,7 @@ from dovetail.pb.v1 import registry_pb2 as pb
 from dovetail.pb.v1.storage_pb2 import ModelRecord, StoredFile
 from dovetail.store.base import ChunkStore
 from dovetail.store.files import store_file
-from dovetail.wire import chunk_message, range_message, read_policy, tensor_spec_message
+from dovetail.wire import chunk_message, export_check_message, range_message, read_policy, tensor_spec_message
 
 _log = logging.getLogger(__name__)
 
@@ -121,15 +121,15 @@ class ModelRegistry:
         return count
 
     async def _intake(self, directory: Path, upload: Upload) -> IntakeOutcome:
-        calibration, validation = upload.one(pb.FILE_ROLE_CALIBRATION), upload.one(pb.FILE_ROLE_VALIDATION)
-        model = upload.one(pb.FILE_ROLE_MODEL)
         spec = IntakeSpec(
-            model_file=model.path.name if model else "",
+            model_file=upload.file_of(pb.FILE_ROLE_MODEL),
             external_files={
                 file.name: file.path.name for file in upload.files if file.role == pb.FILE_ROLE_EXTERNAL_DATA
             },
-            calibration_file=calibration.path.name if calibration else "",
-            validation_file=validation.path.name if validation else "",
+            calibration_file=upload.file_of(pb.FILE_ROLE_CALIBRATION),
+            validation_file=upload.file_of(pb.FILE_ROLE_VALIDATION),
+            program_file=upload.file_of(pb.FILE_ROLE_PROGRAM),
+            reference_file=upload.file_of(pb.FILE_ROLE_REFERENCE),
             label_array=upload.policy.label_array,
             task=upload.policy.task,
             output=upload.policy.output,
@@ -151,6 +151,8 @@ class ModelRegistry:
         files = [await self._stored(pb.FILE_ROLE_MODEL, "model.onnx", outcome.model)]
         if outcome.weights is not None:
             files.append(await self._stored(pb.FILE_ROLE_WEIGHTS, WEIGHTS_FILE, outcome.weights))
+        if outcome.program is not None:
+            files.append(await self._stored(pb.FILE_ROLE_PROGRAM, PROGRAM_FILE, outcome.program))
         for role, name in ((pb.FILE_ROLE_CALIBRATION, "calibration.npz"), (pb.FILE_ROLE_VALIDATION, "validation.npz")):
             received = upload.one(role)
             if received is not None:
@@ -187,6 +189,8 @@ class ModelRegistry:
             support=[item.to_message() for item in outcome.support],
             ranges=[range_message(item) for item in outcome.ranges],
             notes=outcome.notes,
+            program=outcome.release,
+            export_check=export_check_message(outcome.export) if outcome.export else None,
         )
 
 

@@ -30,6 +30,8 @@ _WORDS = {
     pb.FILE_ROLE_EXTERNAL_DATA: "external data",
     pb.FILE_ROLE_CALIBRATION: "calibration",
     pb.FILE_ROLE_VALIDATION: "validation",
+    pb.FILE_ROLE_PROGRAM: "program",
+    pb.FILE_ROLE_REFERENCE: "reference",
 }
 
 
@@ -94,6 +96,11 @@ class Upload:
     def one(self, role: pb.FileRole) -> ReceivedFile | None:
         """The file of a role of which there is at most one."""
         return next((file for file in self.files if file.role == role), None)
+
+    def file_of(self, role: pb.FileRole) -> str:
+        """Its name on disk; "" if there is none."""
+        received = self.one(role)
+        return received.path.name if received else ""
 
 
 async def receive_upload(parts: AsyncIterator[pb.PushModelRequest], directory: Path, limits: UploadLimits) -> Upload:
@@ -168,10 +175,14 @@ def _check_file(file: pb.PushFile, limits: UploadLimits) -> None:
 
 
 def _check_counts(files: Sequence[pb.PushFile]) -> None:
+    counts = {role: sum(1 for file in files if file.role == role) for role in _WORDS}
+    models, programs = counts[pb.FILE_ROLE_MODEL], counts[pb.FILE_ROLE_PROGRAM]
+    if models != 1 and not (models == 0 and programs == 1):
+        raise InvalidInputError(f"a push has exactly one model file (or one program instead), this one has {models}")
+    if models == 0 and counts[pb.FILE_ROLE_REFERENCE]:
+        raise InvalidInputError("a reference is pushed with the graph that it judges; this push has no model file")
     for role, word in _WORDS.items():
-        count = sum(1 for file in files if file.role == role)
-        if role == pb.FILE_ROLE_MODEL and count != 1:
-            raise InvalidInputError(f"a push has exactly one model file, this one has {count}")
+        count = counts[role]
         if role != pb.FILE_ROLE_EXTERNAL_DATA and count > 1:
             raise InvalidInputError(f"a push has at most one {word} file, this one has {count}")
     names = [file.name for file in files if file.role == pb.FILE_ROLE_EXTERNAL_DATA]

@@ -22,6 +22,7 @@ from dovetail.errors import InvalidInputError
 from dovetail.gate import GateReport
 from dovetail.negotiation import Assessment, BuildOrder, Objective
 from dovetail.pb.v1 import artifacts_pb2, compiler_pb2, registry_pb2, storage_pb2, types_pb2
+from dovetail.program.agreement import ExportFigures
 from dovetail.ranges import DimRange
 from dovetail.recipe import Recipe
 from dovetail.rules import ModelFacts, Reason, Verdict
@@ -191,6 +192,19 @@ def chunk_message(chunk: ChunkRef) -> storage_pb2.StoredChunk:
 def read_chunk(message: storage_pb2.StoredChunk) -> ChunkRef:
     """Digest and size of a chunk. Raises InvalidInputError for what is not a digest."""
     return ChunkRef(check_digest(message.digest, "chunk digest"), message.size_bytes)
+
+
+def export_check_message(figures: ExportFigures) -> registry_pb2.ExportCheck:
+    """How far a graph is from the module that it was exported from."""
+    return registry_pb2.ExportCheck(**figures.to_json())
+
+
+def read_export_check(message: registry_pb2.Model) -> ExportFigures | None:
+    """The figures of a model version; None if the native module's outputs were not pushed."""
+    if not message.HasField("export_check"):
+        return None
+    check = message.export_check
+    return ExportFigures(check.samples, check.min_cosine, check.snr_db, check.max_error, check.exported_by)
 
 
 def model_facts(model: registry_pb2.Model) -> ModelFacts:

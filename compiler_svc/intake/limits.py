@@ -11,6 +11,9 @@ from dataclasses import dataclass
 WEIGHTS_FILE = "model.onnx.data"
 """Name of the one file that holds the large weights of a model that does not fit into one protobuf file."""
 
+PROGRAM_FILE = "program.pt2"
+"""Name of the exported program that a model may have beside its graph."""
+
 OLDEST_OPSET = 7
 """Oldest opset that ONNX Runtime promises to load."""
 

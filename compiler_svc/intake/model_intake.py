@@ -36,14 +36,16 @@ from compiler_svc.intake.trial_inputs import trial_inputs
 from compiler_svc.intake.unprovable import refuse_unprovable
 from compiler_svc.support import EngineSupport
 from dovetail.digest import sha256_file
-from dovetail.errors import InvalidInputError, OverLimitError, UnsupportedError
+from dovetail.errors import InvalidInputError, OverLimitError, UnsupportedError, brief
+from dovetail.program.kinds import FileKind, kind_of, refuse_unopenable
+from dovetail.program.reference import EXPORTED_BY
 from dovetail.ranges import DimRange
 from dovetail.tensor import TensorSpec
 
 MODEL_FILE = "model.onnx"
 
 _OTHER_FORMATS: Mapping[bytes, str] = {
-    b"PK\x03\x04": "a zip archive (a PyTorch .pt or .pt2, or a packed folder)",
+    b"PK\x03\x04": "a zip archive",
     b"\x89HDF": "an HDF5 file (Keras)",
     b"TFL3": "a TensorFlow Lite model",
     b"ORTM": "an ONNX Runtime .ort file",
@@ -67,6 +69,7 @@ class Draft:
         notes: What was changed so far.
         before: File to compare it with, see `stamps.Stamped`.
         weights: Its large weights, if they are in a file of their own.
+        exported_by: Tools that wrote the file, as it says; "" if it does not.
     """
 
     model: Any
@@ -76,6 +79,7 @@ class Draft:
     notes: tuple[str, ...]
     before: Path | None
     weights: LargeWeights | None
+    exported_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,7 @@ def read_model(
     """
     model = parse_model(model_path, limits)
     graph.check_limits(model, limits)
+    exported_by = _exporter(model)
     unused = unused_files(model, external_files)
     model, weights, packed = _with_data(model, external_files, limits, out_dir)
     stamps.check_operators(model)
@@ -141,10 +146,12 @@ def read_model(
     inputs, outputs = signature(model)
     found = declared_ranges(model, inputs, ranges)
     notes = (*stamped.notes, *_data_notes(packed, weights, unused))
-    return Draft(model, inputs, outputs, found, notes, stamped.before, weights)
+    return Draft(model, inputs, outputs, found, notes, stamped.before, weights, exported_by)
 
 
-def finish_model(draft: Draft, limits: ModelLimits, out_dir: Path, *, samples: SampleSet | None = None) -> IntakeResult:
+def finish_model(
+    draft: Draft, limits: ModelLimits, out_dir: Path, *, samples: SampleSet | None = None, program: bool = False
+) -> IntakeResult:
     """Prove what was changed, simplify, and write `model.onnx` (and `model.onnx.data`).
 
     Args:
@@ -152,6 +159,7 @@ def finish_model(draft: Draft, limits: ModelLimits, out_dir: Path, *, samples: S
         limits: What is accepted.
         out_dir: Existing directory of our own.
         samples: Pushed samples to compare on, or None.
+        program: True if an exported program is kept beside it.
 
     Raises:
         OverLimitError: The result is larger than allowed.
@@ -165,7 +173,7 @@ def finish_model(draft: Draft, limits: ModelLimits, out_dir: Path, *, samples: S
         simplified = simplify(model, out_dir, limits, compare)
         model, notes = simplified.model, (*notes, *filter(None, [simplified.note]))
         _write(path, model, limits)
-    support = scan_backends(path)
+    support = scan_backends(path, program=program)
     weights = draft.weights
     return IntakeResult(
         model=path,
@@ -250,6 +258,13 @@ def parse_model(path: Path, limits: ModelLimits) -> Any:
         raise InvalidInputError("the model file is empty")
     if size > limits.model_bytes:
         raise OverLimitError(f"the model file has {size} bytes, the limit of this service is {limits.model_bytes}")
+    kind = kind_of(path)
+    refuse_unopenable(kind)
+    if kind is FileKind.PROGRAM:
+        raise InvalidInputError(
+            "this is an exported program of torch, pushed as an ONNX file; push it with a client of this version, which"
+            " tells them apart, or push the bundle that dovetail.export writes"
+        )
     data = path.read_bytes()
     for magic, what in _OTHER_FORMATS.items():
         if data[: len(magic)] == magic or data[4 : 4 + len(magic)] == magic == b"TFL3":
@@ -265,6 +280,13 @@ def parse_model(path: Path, limits: ModelLimits) -> Any:
             f"this is not an ONNX file, or it is truncated: its {size} bytes hold no graph with nodes"
         )
     return model
+
+
+def _exporter(model: Any) -> str:
+    """What `dovetail.export` wrote into the file, else the producer's name; to be asked before texts are dropped."""
+    told = {item.key: item.value for item in model.metadata_props}
+    text = told.get(EXPORTED_BY) or f"{model.producer_name} {model.producer_version}".strip()
+    return brief(text, 200) if text.isprintable() else ""
 
 
 def _parameter_bytes(model: Any) -> int:

@@ -2,7 +2,8 @@
 """The JSON documents that `--json` prints. Keys are stable: they may be added to, never renamed or removed.
 
 * models: list of {name, version, model_digest, size_bytes, opset, inputs, outputs, calibration_samples,
-  validation_samples, labelled, task, aliases, created_at_ms}; inputs and outputs are lists of {name, datatype, shape}
+  validation_samples, labelled, task, aliases, created_at_ms, program, export_check}; inputs and outputs are lists of
+  {name, datatype, shape}; export_check is null or {samples, min_cosine, snr_db, max_error, exported_by}
 * push: {model, created, notes}
 * builds (`compile`): list of {artifact_key, model, version, recipe, engine, precision, phase, cached, failure, gate,
   benchmark, size_bytes, hardware_class, message}; failure is null or {kind, code, message}; `rebuild` prints the same
@@ -49,6 +50,8 @@ def model_document(model: Model) -> Document:
         "task": model.task,
         "aliases": list(model.aliases),
         "created_at_ms": model.created_at_ms,
+        "program": model.program,
+        "export_check": model.export_check.to_json() if model.export_check else None,
     }
 
 

@@ -34,9 +34,10 @@ def push(
     model: Annotated[
         Path | None,
         typer.Argument(
-            help="The .onnx file; or a bundle to push as NAME: a folder or zip with the model and a dovetail.yaml.",
+            help="The .onnx file, or a program that torch.export.save wrote (.pt2); or a bundle to push as NAME: a"
+            " folder or zip with the model and a dovetail.yaml, such as dovetail.export writes.",
             exists=True,
-            metavar="[MODEL.onnx|BUNDLE]",
+            metavar="[MODEL.onnx|MODEL.pt2|BUNDLE]",
         ),
     ] = None,
     calibration: SamplesOption = None,
@@ -106,6 +107,8 @@ def _show(result: PushResult, *, as_json: bool) -> None:
     say(f"{pushed.name} version {pushed.version}{'' if result.created else ' has this content already'}")
     for note in result.notes:
         say(f"  {note}")
+    if pushed.export_check is not None:
+        say(f"  {pushed.export_check.text}")
     for kind, specs in (("input", pushed.inputs), ("output", pushed.outputs)):
         for spec in specs:
             say(f"  {kind} {spec.name}: {spec.datatype} {shape_text(spec.shape)}")

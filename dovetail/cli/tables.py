@@ -24,8 +24,11 @@ def plain_table(*titles: str) -> Table:
 
 
 def model_table(models: Iterable[Model]) -> Table:
-    """Models with signature and samples."""
-    table = plain_table("model", "version", "aliases", "size", "inputs", "outputs", "calibration", "validation")
+    """Models with signature and samples; and, if any was exported, by which torch and how far from its module."""
+    models = tuple(models)
+    exported = any(model.program or model.export_check for model in models)
+    titles = ("model", "version", "aliases", "size", "inputs", "outputs", "calibration", "validation")
+    table = plain_table(*titles, *(("exported",) if exported else ()))
     for model in models:
         labelled = ", labelled" if model.labelled else ""
         table.add_row(
@@ -37,8 +40,16 @@ def model_table(models: Iterable[Model]) -> Table:
             plain(_signature(model.outputs)),
             plain(model.calibration_samples or "-"),
             plain(f"{model.validation_samples}{labelled}" if model.validation_samples else "-"),
+            *((plain(_export_text(model)),) if exported else ()),
         )
     return table
+
+
+def _export_text(model: Model) -> str:
+    release = f"torch {model.program}" if model.program else ""
+    check = model.export_check
+    distance = f"SNR {check.snr_db:.1f} dB" if check else ""
+    return ", ".join(filter(None, (release, distance))) or "-"
 
 
 def node_table(nodes: Sequence[Node]) -> Table:

@@ -8,6 +8,7 @@ remains: the calls.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -29,7 +30,7 @@ from dovetail.client.messages import (
     read_push,
 )
 from dovetail.client.prepare import opened_bundle, with_samples
-from dovetail.client.push import OnProgress, PushOrder, check_files, policy_of, send_push
+from dovetail.client.push import OnProgress, PushOrder, check_files, is_program, policy_of, send_push
 from dovetail.client.results import Artifact, Model, Node, Offer, PushResult, Tensors
 from dovetail.client.samples import Samples
 from dovetail.errors import NotFoundError
@@ -98,7 +99,7 @@ class AsyncClient(BuildCalls):
 
         Args:
             name: Model name: a-z 0-9 . _ -, at most 128 characters.
-            model: The .onnx file.
+            model: The .onnx file; or a program that torch.export.save wrote (.pt2), which the service converts.
             calibration: Samples that int8 static recipes need: .npz with one array per input, first axis is the sample;
                 a folder with one .npy per input; or an iterable of mappings input name -> array, one for each sample,
                 which is read in another thread and never held as a whole.
@@ -123,7 +124,10 @@ class AsyncClient(BuildCalls):
             policy, task=task, label_array=label_array, output=output, max_metric_drop=max_metric_drop,
             tolerances=tolerances or {},
         )  # fmt: skip
-        order = PushOrder(name, model, tuple(external_data), policy=judged_by, ranges=tuple(ranges))
+        program = model if await asyncio.to_thread(is_program, model) else None
+        order = PushOrder(
+            name, model, tuple(external_data), policy=judged_by, ranges=tuple(ranges), program=program
+        )  # fmt: skip
         async with with_samples(order, calibration, validation) as complete:
             return await self._push(complete, on_progress)
 

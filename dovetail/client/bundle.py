@@ -13,7 +13,7 @@ from pathlib import Path
 from dovetail.client.bundle_file import BUNDLE_FILE, BundleSpec, read_bundle_file
 from dovetail.client.bundle_yaml import MAX_YAML_BYTES
 from dovetail.client.bundle_zip import open_zip
-from dovetail.client.push import PushOrder, unreadable
+from dovetail.client.push import PushOrder, is_program, unreadable
 from dovetail.client.samples import sample_file
 from dovetail.errors import InvalidInputError
 
@@ -62,14 +62,17 @@ def _unpack(bundle: Path, root: Path) -> BundleSpec:
     with open_zip(bundle) as archive:
         spec = read_bundle_file(archive.read(BUNDLE_FILE, MAX_YAML_BYTES))
         root.mkdir()
-        archive.extract({spec.model, *spec.external_data, spec.calibration, spec.validation} - {""}, root)
+        named = (spec.model, *spec.external_data, spec.calibration, spec.validation, spec.program, spec.reference)
+        archive.extract(set(named) - {""}, root)
     return spec
 
 
 def _order(spec: BundleSpec, root: Path, scratch: Path) -> PushOrder:
+    model = _file(root, spec.model, "model")
+    program = _file(root, spec.program, "program") if spec.program else None
     return PushOrder(
         name=spec.name,
-        model=_file(root, spec.model, "model"),
+        model=model,
         external_data=tuple(_file(root, item, "external_data") for item in spec.external_data),
         calibration=_samples(root, spec.calibration, scratch, "calibration"),
         validation=_samples(root, spec.validation, scratch, "validation"),
@@ -77,6 +80,8 @@ def _order(spec: BundleSpec, root: Path, scratch: Path) -> PushOrder:
         ranges=spec.ranges,
         expected_inputs=spec.inputs,
         expected_outputs=spec.outputs,
+        program=program or (model if is_program(model) else None),
+        reference=_file(root, spec.reference, "reference") if spec.reference else None,
     )
 
 

@@ -3,6 +3,8 @@
 
     name: digits                     # required: name to push it under
     model: model.onnx                # required; all paths are relative to the bundle and stay inside it
+    program: program.pt2             # what torch.export captured, beside the model; written by dovetail.export
+    reference: reference.npz         # what the native module answers on examples; written by dovetail.export
     external_data: [weights.bin]     # files that the model names as external data
     calibration: calibration.npz     # .npz, or a folder with one .npy for each input
     validation: validation           # the same, with labels if there are any
@@ -39,6 +41,11 @@ from dovetail.tensor import TensorSpec
 
 BUNDLE_FILE = "dovetail.yaml"
 
+_KEYS = (
+    "name", "model", "program", "reference", "external_data", "calibration", "validation", "policy", "ranges",
+    "signature",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class BundleSpec:
@@ -54,6 +61,8 @@ class BundleSpec:
         ranges: Sizes of free dimensions.
         inputs: Inputs that the model must have; empty: any.
         outputs: Outputs that the model must have; empty: any.
+        program: The .pt2 file; "" if there is none.
+        reference: .npz; "" if there is none.
     """
 
     name: str
@@ -65,6 +74,8 @@ class BundleSpec:
     ranges: tuple[DimRange, ...] = ()
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    program: str = ""
+    reference: str = ""
 
 
 def read_bundle_file(data: bytes) -> BundleSpec:
@@ -76,7 +87,7 @@ def read_bundle_file(data: bytes) -> BundleSpec:
         UnsupportedError: PyYAML is not installed.
     """
     document = _Section(parse_yaml(data, BUNDLE_FILE), "")
-    document.allow("name", "model", "external_data", "calibration", "validation", "policy", "ranges", "signature")
+    document.allow(*_KEYS)
     signature = document.section("signature")
     signature.allow("inputs", "outputs")
     return BundleSpec(
@@ -89,6 +100,8 @@ def read_bundle_file(data: bytes) -> BundleSpec:
         ranges=_ranges(document.section("ranges")),
         inputs=_specs(signature, "inputs"),
         outputs=_specs(signature, "outputs"),
+        program=_path(document.text("program"), "program"),
+        reference=_path(document.text("reference"), "reference"),
     )
 
 

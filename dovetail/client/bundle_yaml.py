@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parses a small YAML file safely: plain values only, no key twice. The one place that knows the YAML library."""
+"""Parses a small YAML file safely: plain values only, no key twice; and writes one.
+
+The one place that knows the YAML library.
+"""
 
 from __future__ import annotations
 
@@ -56,3 +59,17 @@ def parse_yaml(data: bytes, name: str) -> object:
         return yaml.load(data, UniqueKeys)  # noqa: S506  # a SafeLoader
     except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as exc:
         raise InvalidInputError(f"{name} is not readable as YAML: {brief(str(exc), 300)}") from exc
+
+
+def write_yaml(document: object, name: str) -> bytes:
+    """Plain values as YAML, keys in their order; `parse_yaml(write_yaml(x)) == x`.
+
+    Raises:
+        UnsupportedError: PyYAML is not installed.
+    """
+    try:
+        import yaml
+    except ImportError as exc:
+        raise UnsupportedError(f"writing {name} needs PyYAML: pip install 'dovetail[cli]'") from exc
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    return text.encode()

@@ -34,6 +34,7 @@ from dovetail.pb.v1 import artifacts_pb2, compiler_pb2, fleet_pb2, registry_pb2
 from dovetail.wire import (
     objective_message,
     read_benchmark,
+    read_export_check,
     read_gate,
     read_objective,
     read_phase,
@@ -64,6 +65,8 @@ def read_model(message: registry_pb2.Model) -> Model:
         created_at_ms=message.created_at_ms,
         parameter_bytes=message.parameter_bytes,
         operators=tuple(message.operators),
+        program=message.program,
+        export_check=read_export_check(message),
     )
 
 

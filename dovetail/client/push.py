@@ -17,6 +17,7 @@ from dovetail.errors import InvalidInputError
 from dovetail.gate import check_tolerances
 from dovetail.pb.v1 import registry_pb2
 from dovetail.pb.v1.registry_pb2_grpc import ModelRegistryStub
+from dovetail.program.kinds import FileKind, kind_of, refuse_unopenable
 from dovetail.ranges import DimRange
 from dovetail.tensor import TensorSpec
 from dovetail.wire import policy_message, range_message, tensor_spec_message
@@ -40,7 +41,7 @@ class PushOrder:
 
     Attributes:
         name: Model name.
-        model: The .onnx file.
+        model: The .onnx file; or an exported program alone, see `program`.
         external_data: Files that the model names as external data: by their path from the model's folder if they are
             in it, else by the last part.
         calibration: .npz with one array per input, or None.
@@ -50,6 +51,8 @@ class PushOrder:
         ranges: Sizes of free dimensions.
         expected_inputs: Inputs that the model must have; empty: any.
         expected_outputs: Outputs that the model must have; empty: any.
+        program: The exported program (.pt2) beside the model, or None; equal to `model` where it comes alone.
+        reference: .npz with outputs of the native module on examples, or None.
     """
 
     name: str
@@ -61,6 +64,8 @@ class PushOrder:
     ranges: tuple[DimRange, ...] = ()
     expected_inputs: tuple[TensorSpec, ...] = ()
     expected_outputs: tuple[TensorSpec, ...] = ()
+    program: Path | None = None
+    reference: Path | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "model name")
@@ -71,9 +76,11 @@ class PushOrder:
         optional = (
             (registry_pb2.FILE_ROLE_CALIBRATION, self.calibration),
             (registry_pb2.FILE_ROLE_VALIDATION, self.validation),
+            (registry_pb2.FILE_ROLE_PROGRAM, self.program),
+            (registry_pb2.FILE_ROLE_REFERENCE, self.reference),
         )
         return (
-            (registry_pb2.FILE_ROLE_MODEL, self.model),
+            *(() if self.model == self.program else ((registry_pb2.FILE_ROLE_MODEL, self.model),)),
             *((registry_pb2.FILE_ROLE_EXTERNAL_DATA, path) for path in self.external_data),
             *((role, path) for role, path in optional if path is not None),
         )
@@ -184,6 +191,23 @@ def policy_of(
     if fields != UNNAMED_LABELS:
         raise InvalidInputError("the accuracy policy is given twice: as a whole and field by field; choose one")
     return replace(policy, label_array="") if policy.label_array == DEFAULT_LABEL_ARRAY else policy
+
+
+def is_program(model: Path) -> bool:
+    """True for an exported program (.pt2), by what is in the file. Blocks for the directory of a zip.
+
+    Raises:
+        InvalidInputError: Another kind of PyTorch file, which nobody should open; the text says what to push instead.
+    """
+    try:
+        kind = kind_of(model)
+    except OSError as exc:
+        raise unreadable(model, exc) from exc
+    try:
+        refuse_unopenable(kind)
+    except InvalidInputError as exc:
+        raise InvalidInputError(f"{model.name}: {exc}") from exc
+    return kind is FileKind.PROGRAM
 
 
 def unreadable(path: Path, exc: OSError) -> InvalidInputError:

@@ -17,6 +17,7 @@ from dovetail.benchmark import BenchmarkRecord
 from dovetail.fingerprint import Fingerprint
 from dovetail.gate import GateReport
 from dovetail.offer import Objective
+from dovetail.program.agreement import ExportFigures
 from dovetail.recipe import Recipe
 from dovetail.rules import Reason, Verdict
 from dovetail.tensor import Array, TensorSpec
@@ -66,6 +67,8 @@ class Model:
         created_at_ms: Wall clock of the service.
         parameter_bytes: Size of the weights in fp32.
         operators: Distinct operators.
+        program: torch release that exported the program kept beside the graph ("2.13.0"); "" without one.
+        export_check: How far the graph is from the native module; None if that was not pushed.
     """
 
     name: str
@@ -85,6 +88,8 @@ class Model:
     created_at_ms: int
     parameter_bytes: int
     operators: tuple[str, ...]
+    program: str = ""
+    export_check: ExportFigures | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from dovetail.client import Artifact, Build, BuildFailure, BuildPhase, Model
 from dovetail.errors import NotFoundError
 from dovetail.gate import GateReport, OutputComparison
 from dovetail.layers import Layer, LayerReport
+from dovetail.program.agreement import ExportFigures
 from dovetail.recipe import Recipe
 from tests.fakes.tiny_artifacts import manifest_of
 
@@ -232,6 +233,19 @@ def test_document_is_json_with_all_the_figures() -> None:
     assert BenchmarkRecord.from_json(here["best"][0]["record"]).p50_ms == 2.0
     assert here["best"][0]["settings"] == {"threads": 1, "streams": 1, "batch": 1}
     assert document["rejected"][0]["message"] == EVIL
+
+
+def test_the_distance_from_the_native_module_stands_in_every_form() -> None:
+    model = replace(MODEL, export_check=ExportFigures(3, 0.9999999, 121.5, 2e-7, f"torch 2.13.0 {EVIL}"))
+
+    data = report_data(model, (), (), made_at="today")
+
+    line = "ONNX against the native module on 3 examples: cosine 0.9999999, SNR 121.5 dB, largest difference 2e-07"
+    assert any(line in text for text in Page(html_report(data)).texts)
+    assert EVIL not in html_report(data)
+    assert line in markdown_report(data)
+    assert report_document(data)["export_check"]["snr_db"] == 121.5
+    assert report_document(report())["export_check"] is None
 
 
 def test_report_of_nothing_is_still_a_page() -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dovetail.benchmark import BenchmarkRecord
 from dovetail.gate import GateReport
 from dovetail.offer import Objective
+from dovetail.program.agreement import ExportFigures
 
 BASELINE_RECIPE = "ort-fp32"
 """What others are compared with: ONNX Runtime in fp32, the recipe that every machine has."""
@@ -148,6 +149,7 @@ class ReportData:
         classes: Hardware classes with figures, the best measured first.
         rejected: What was tried and is not offered.
         unmeasured: Recipes of artifacts that have figures on no class.
+        export_check: How far the graph is from the native module; None if that was not pushed.
     """
 
     model: str
@@ -158,3 +160,4 @@ class ReportData:
     classes: tuple[ClassReport, ...]
     rejected: tuple[Rejected, ...]
     unmeasured: tuple[str, ...] = ()
+    export_check: ExportFigures | None = None

@@ -12,7 +12,8 @@ SCHEMA = 1
 
 
 def report_document(data: ReportData) -> dict[str, Any]:
-    """{schema, model, version, model_digest, made_at, price_per_core_hour, classes, rejected, unmeasured}.
+    """{schema, model, version, model_digest, made_at, price_per_core_hour, classes, rejected, unmeasured,
+    export_check}.
 
     classes: list of {key, entries, best}; entries of {artifact_key, recipe, engine, precision, size_bytes, verified,
     calibration, gate, kept_layers, runs}, runs of {record, cost, on_front}; best of {objective, artifact_key, recipe,
@@ -35,6 +36,7 @@ def report_document(data: ReportData) -> dict[str, Any]:
         ],
         "rejected": [asdict(item) for item in data.rejected],
         "unmeasured": list(data.unmeasured),
+        "export_check": data.export_check.to_json() if data.export_check else None,
     }
 
 

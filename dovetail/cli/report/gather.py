@@ -61,6 +61,7 @@ def report_data(
         unmeasured=tuple(
             sorted(item.manifest.recipe.name for item in artifacts if item.manifest.artifact_key not in measured)
         ),
+        export_check=model.export_check,
     )
 
 
@@ -77,6 +78,7 @@ def _class_report(
             accuracy=item.manifest.gate.metric_candidate,
         )
         for item, records in measured
+        if not item.manifest.contract.baseline
         for index, record in enumerate(records)
     ]
     on_front = {point.key for point in front(points)}
@@ -86,7 +88,8 @@ def _class_report(
         if records
     ]
     ordered = tuple(sorted(entries, key=lambda entry: (entry.runs[0].record.p50_ms, entry.recipe)))
-    return ClassReport(key, ordered, best_of(ordered))
+    baselines = {item.manifest.artifact_key for item, _ in measured if item.manifest.contract.baseline}
+    return ClassReport(key, ordered, best_of([entry for entry in ordered if entry.artifact_key not in baselines]))
 
 
 def _entry(

@@ -35,6 +35,8 @@ def html_report(data: ReportData) -> str:
         f"Model <code>{escape(short_key(data.model_digest))}</code>, written {escape(data.made_at)}.</p></header>"
     )
     body = [header]
+    if data.export_check is not None:
+        body.append(f"<p>Export: {escape(data.export_check.text)}.</p>")
     body += [_class_section(report, data.price_per_core_hour) for report in data.classes]
     if not data.classes:
         body.append("<p>Nothing was measured yet: no artifact has figures of any hardware class.</p>")

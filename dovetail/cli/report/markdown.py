@@ -17,6 +17,8 @@ def markdown_report(data: ReportData) -> str:
     """The document."""
     lines = [f"# {_text(data.model)} version {data.version}", ""]
     lines += [f"Model `{short_key(data.model_digest)}`, written {_text(data.made_at)}.", ""]
+    if data.export_check is not None:
+        lines += [f"Export: {_text(data.export_check.text)}.", ""]
     for report in data.classes:
         lines += _class_part(report, priced=data.price_per_core_hour is not None)
     if not data.classes:
