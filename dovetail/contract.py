@@ -30,7 +30,8 @@ class Contract:
         arches: CPU architectures that it runs on ("x86_64", "aarch64"); empty means any.
         cpu_features: CPU features that must all be there, in the kernel's spelling ("avx2", "asimddp").
         min_memory_bytes: Memory needed to load and run it, as measured by the build; 0 if not measured.
-        details: Engine-specific facts; see the engine's rules for their names.
+        details: Engine-specific facts; see the engine's rules for their names. One name means the same everywhere:
+            `baseline`, see the property.
     """
 
     engine: str
@@ -59,6 +60,11 @@ class Contract:
     def flag(self, name: str) -> bool:
         """A detail as a truth value; False if absent."""
         return bool(self.details.get(name, False))
+
+    @property
+    def baseline(self) -> bool:
+        """True for what is only measured for comparison: it is never offered, and no node loads it."""
+        return self.flag("baseline")
 
     def to_json(self) -> dict[str, Any]:
         """JSON form; `Contract.from_json(c.to_json()) == c`."""

@@ -20,6 +20,8 @@ class of CPU (natively, emulated, not), then size, then key, so equal inputs in 
 **Intervals.** What `dovetail.ranking` cannot tell apart shares a rank number, ordered by: a figure before a guess,
 verdict, how it was verified, accuracy, size, key. One that is clearly worse than another never stands before it.
 
+**Baselines** (`Contract.baseline`) are refused everywhere, with their figures beside the refusal.
+
 **Laws** (tested): nothing RECOMPILE or UNSUPPORTED is offered; every refusal has a reason; where figures have no
 intervals, another artifact never changes the order of the measured ones among each other, nor of the unmeasured ones,
 and with the reference given it changes no order at all; where they have, it never changes which of two that can be
@@ -66,7 +68,7 @@ GUESS = 0.9
 DOUBT = 0.85
 """The same for an unmeasured artifact whose verdict is SUBOPTIMAL."""
 
-_BYTES_PER_WEIGHT = {"fp32": 4.0, "tf32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0, "int4": 0.5}
+_BYTES_PER_WEIGHT = {"fp32": 4.0, "tf32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +205,9 @@ def _judged(
 def _fit(contract: Contract, fingerprint: Fingerprint, flaws: Iterable[Reason]) -> _Fit:
     rules = rules_for(contract.engine)
     if rules is None:
-        return _made_fit([_unknown_engine(contract.engine), *flaws], 0.0, math.inf)
+        return _made_fit([*_never_served(contract), _unknown_engine(contract.engine), *flaws], 0.0, math.inf)
     found = (rule(contract, fingerprint) for rule in rules.RULES if rule is not machine.memory_fits)
-    reasons = [*(reason for reason in found if reason is not None), *flaws]
+    reasons = [*_never_served(contract), *(reason for reason in found if reason is not None), *flaws]
     return _made_fit(reasons, rules.prior(contract, fingerprint), machine.roomy_bytes(contract.device, fingerprint))
 
 
@@ -387,6 +389,14 @@ def _accuracy_reason(candidate: Candidate, floor: float) -> Reason | None:
 def _unknown_engine(engine: str) -> Reason:
     known = f"a version that knows {', '.join(all_rules())}"
     return Reason("engine", Verdict.UNSUPPORTED, f"the engine {engine!r}", known, "upgrade dovetail on this machine")
+
+
+def _never_served(contract: Contract) -> tuple[Reason, ...]:
+    """Baselines are refused on every machine, the device's own check included."""
+    if not contract.baseline:
+        return ()
+    has = "a baseline, measured for comparison; never served"
+    return (Reason("baseline", Verdict.UNSUPPORTED, "an artifact that was built to be served", has),)
 
 
 def _worst_first(reasons: Iterable[Reason]) -> tuple[Reason, ...]:

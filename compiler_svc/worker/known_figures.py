@@ -18,11 +18,14 @@ _log = logging.getLogger(__name__)
 async def known_figures(index: Index, model: str, version: int, hardware_class: str) -> tuple[BenchmarkRecord, ...]:
     """Figures of all artifacts of that version on that class, from builds and nodes, the lowest latency first.
 
+    Baselines are left out: nothing has to beat what cannot be served.
+
     Never fails: without them a hopeless candidate is only searched longer than it deserves.
     """
     try:
         manifests = await index.manifests(model, version)
-        found = await index.benchmarks_of([manifest.artifact_key for manifest, _ in manifests])
+        served = [manifest for manifest, _ in manifests if not manifest.contract.baseline]
+        found = await index.benchmarks_of([manifest.artifact_key for manifest in served])
     except DovetailError as exc:
         _log.warning("build.figures_unknown model=%s version=%d why=%r", model, version, str(exc))
         return ()

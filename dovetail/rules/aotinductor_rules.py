@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AOTInductor: compiled `.pt2` packages, which torch itself only warns about before it runs them.
+"""AOTInductor: which compiled `.pt2` packages run on a machine. Torch itself only warns, and then runs them.
 
-Names in `Contract.details` (written by `contract_for` unless said otherwise; `details_from_metadata` gives the first
-five from the package's own metadata, which the build copies here):
+Names in `Contract.details` (written by `contract_for`; `details_from_metadata` gives the first five from the package's
+own metadata, which the build copies here):
 
 * `platform`: "linux".
 * `machine`: "x86_64".
-* `cpu_isa`: vector instruction set of the compiled code in torch's words: "AVX2", "AVX512", "ASIMD" …; "" unknown.
+* `cpu_isa`: vector instruction set of the compiled code in torch's words: "AVX2", "AVX512 AVX512_VNNI", "ASIMD" …; ""
+  unknown.
 * `compute_capability`: "8.9" for CUDA packages.
 * `device_key`: "cpu" or "cuda".
+* `march`: what the C++ compiler was told, "native" or a level; everything that it may have used is in
+  `Contract.cpu_features`.
 * `torch`: version with its build tag, "2.13.0+cpu".
 * `multi_arch_kernel`: True if CUDA kernels are there as PTX as well.
 
-Names in `Recipe.options`: `simdlen` (bits; cpp.simdlen), `march` (cpp.march), `opset`, `multi_arch_kernel`.
+What the recipes are is in `aotinductor_recipes`, how a package is read in `aotinductor_package`.
 """
 
 from __future__ import annotations
@@ -21,66 +24,13 @@ from collections.abc import Mapping
 
 from dovetail.contract import Contract, Detail
 from dovetail.fingerprint import Fingerprint
-from dovetail.recipe import Option, Recipe
 from dovetail.rules import machine
-from dovetail.rules.base import ModelFacts, Reason, Rule, Verdict
+from dovetail.rules.aotinductor_isa import PORTABLE_X86, features_behind
+from dovetail.rules.aotinductor_recipes import ENGINE, LIBRARY, NATIVE, contract_for, extra_recipes, prior, recipes
+from dovetail.rules.base import Reason, Rule, Verdict
 from dovetail.rules.versions import build_tag, minor_of, parse_version
 
-ENGINE = "aotinductor"
-LIBRARY = "torch"
-
-_X86_64_V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"})
-# Features behind each of torch's names for a vector instruction set; a longer name is tried as its words.
-# Source: PyTorch, torch/_inductor/cpu_vec_isa.py.
-_ISA_NEEDS: Mapping[str, frozenset[str]] = {
-    "AVX2": frozenset({"avx2", "fma", "f16c"}),
-    "AVX512": frozenset({"avx512f", "avx512dq", "avx512vl", "avx512bw", "avx2", "fma"}),
-    "AVX512_VNNI": frozenset({"avx512f", "avx512dq", "avx512vl", "avx512bw", "avx512_vnni", "avx2", "fma"}),
-    "AMX_TILE": frozenset({"amx_tile", "amx_int8", "amx_bf16"}),
-    "ASIMD": frozenset({"asimd"}),
-    "SVE": frozenset({"asimd", "sve"}),
-    "SVE256": frozenset({"asimd", "sve"}),
-    "INVALID_VEC_ISA": frozenset(),
-}
-
-
-def recipes(fingerprint: Fingerprint, model: ModelFacts) -> tuple[Recipe, ...]:
-    """fp32 for the CPU where torch is installed, compiled for the fleet's common level and not for the builder."""
-    if fingerprint.runtime(LIBRARY) is None:
-        return ()
-    if machine.is_x86(fingerprint) and fingerprint.facts.cpu_features >= _X86_64_V3:
-        options: dict[str, Option] = {"simdlen": 256, "march": "x86-64-v3"}
-    elif machine.is_arm64(fingerprint):
-        options = {"simdlen": 128, "march": "armv8-a"}
-    else:
-        return ()
-    return (Recipe("aotinductor-fp32", ENGINE, "cpu", "fp32", {**options, "opset": model.opset}),)
-
-
-def extra_recipes(fingerprint: Fingerprint, model: ModelFacts) -> tuple[Recipe, ...]:
-    """None."""
-    return ()
-
-
-def contract_for(recipe: Recipe, model: ModelFacts, builder: Fingerprint, target: Fingerprint) -> Contract:
-    """The fleet level of the target's architecture, and the builder's torch."""
-    library = builder.runtime(LIBRARY) or target.runtime(LIBRARY)
-    arch = machine.canonical_arch(target.facts.arch)
-    on_x86 = arch == "x86_64"
-    details: dict[str, Detail] = {
-        "platform": target.facts.os,
-        "machine": arch,
-        "cpu_isa": "AVX2" if on_x86 else "ASIMD",
-        "device_key": "cpu",
-        "torch": library.version if library else "",
-    }
-    features = _X86_64_V3 if on_x86 else frozenset({"asimd"})
-    return Contract(ENGINE, recipe.device, recipe.precision, frozenset({arch}), features, details=details)
-
-
-def prior(contract: Contract, fingerprint: Fingerprint) -> float:
-    """Speed relative to ONNX Runtime fp32 here. Prior, unmeasured; both are guesses."""
-    return 5.0 if contract.device == "cuda" else 0.9
+__all__ = ["ENGINE", "LIBRARY", "RULES", "contract_for", "details_from_metadata", "extra_recipes", "prior", "recipes"]
 
 
 def details_from_metadata(metadata: Mapping[str, object]) -> dict[str, Detail]:
@@ -122,12 +72,16 @@ def a2_instruction_set_is_covered(contract: Contract, fingerprint: Fingerprint) 
     Source: PyTorch issue 191904; torch/_inductor/cpu_vec_isa.py.
     """
     isa = contract.text("cpu_isa").upper()
-    words = isa.split()
-    way_out = "build the fleet flavour: cpp.simdlen=256 and cpp.march=x86-64-v3"
-    if not words or any(word not in _ISA_NEEDS for word in words):
+    needed = features_behind(isa)
+    portable = fingerprint.facts.cpu_features >= PORTABLE_X86
+    way_out = "build the fleet flavour, aoti-cpu-v3" if portable else "build aoti-cpu on a CPU of this class"
+    if needed is None and not isa and contract.text("march") == NATIVE:
+        needs, has = "a build on a CPU with no more features than its own", "others, which -march=native would use"
+        return Reason("A2", Verdict.RECOMPILE, needs, has, way_out)
+    if needed is None:
         has = "no knowledge of that instruction set"
         return Reason("A2", Verdict.RECOMPILE, isa or "an instruction set that it does not name", has, way_out)
-    missing = frozenset[str]().union(*(_ISA_NEEDS[word] for word in words)) - fingerprint.facts.cpu_features
+    missing = needed - fingerprint.facts.cpu_features
     if not missing:
         return None
     return Reason("A2", Verdict.RECOMPILE, isa, f"a CPU without {', '.join(sorted(missing))}", way_out)

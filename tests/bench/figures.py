@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-LIBRARIES = ("grpcio", "protobuf", "numpy", "onnxruntime", "openvino", "redis")
+LIBRARIES = ("grpcio", "protobuf", "numpy", "onnxruntime", "openvino", "redis", "torch")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from dovetail.fingerprint import Fingerprint
-from dovetail.rules import Verdict
+from dovetail.fingerprint import Fingerprint, RuntimeLibrary
+from dovetail.hardware_class import features_of_isa
+from dovetail.rules import ModelFacts, Verdict
 from dovetail.rules import aotinductor_rules as aoti
+from dovetail.rules.aotinductor_isa import features_behind, torch_isa
 from tests.fakes.machines import AVX2, FACTS, PI4, PI5, VNNI, contract, machine, nvidia
 
 OPTIMAL, SUBOPTIMAL, RECOMPILE, UNSUPPORTED = (
@@ -116,11 +119,94 @@ def test_a4_torch_release(built_with: str, here: str, verdict: Verdict) -> None:
     assert _verdict(aoti.a4_torch_is_the_same, _torch(version=here), torch=built_with) == verdict
 
 
-@pytest.mark.parametrize(
-    ("where", "march"),
-    [(_torch(AVX2), "x86-64-v3"), (_torch(PI4, "aarch64"), "armv8-a"), (_torch(frozenset()), ""), (machine(), "")],
-)
-def test_recipes_are_for_the_fleet_level_not_for_the_builder(where: Fingerprint, march: str) -> None:
-    recipes = aoti.recipes(where, FACTS)
+V3 = features_of_isa("x86-64-v3")
+V4 = features_of_isa("x86-64-v4+vnni")
+PROGRAM = replace(FACTS, program="2.13.0")
 
-    assert [recipe.options["march"] for recipe in recipes] == ([march] if march else [])
+
+def _with_gpu(where: Fingerprint, version: str = "2.13.0+cu130") -> Fingerprint:
+    facts = replace(where.facts, runtimes={"torch": RuntimeLibrary(version, ("cpu", "cuda"))})
+    return replace(where, facts=replace(facts, accelerators=(nvidia("8.9"),)))
+
+
+def _names(where: Fingerprint, model: ModelFacts = PROGRAM) -> tuple[list[str], list[str]]:
+    return [item.name for item in aoti.recipes(where, model)], [item.name for item in aoti.extra_recipes(where, model)]
+
+
+@pytest.mark.parametrize(
+    ("where", "default", "extra"),
+    [
+        (_torch(V3), ["aoti-cpu-v3", "aoti-cpu"], []),
+        (_torch(V3, version="2.14.0+cpu"), [], ["aoti-cpu-v3", "aoti-cpu"]),
+        (_torch(features_of_isa("x86-64-v2")), ["aoti-cpu"], []),
+        (_torch(PI4, "aarch64"), ["aoti-cpu"], []),
+        (_torch(frozenset(), "riscv64"), [], []),
+        (machine(features=V3), [], []),
+        (_with_gpu(_torch(V3)), ["aoti-cpu-v3", "aoti-cpu", "aoti-cuda"], ["aoti-cuda-multi", "aoti-cuda-tf32"]),
+    ],
+)
+def test_recipes_are_for_models_with_a_program_of_the_machines_torch(
+    where: Fingerprint, default: list[str], extra: list[str]
+) -> None:
+    assert _names(where) == (default, extra)
+    assert _names(where, FACTS) == ([], [])
+
+
+def test_portable_flavour_is_for_the_fleet_level_whatever_the_builder_has() -> None:
+    recipe = next(item for item in aoti.recipes(_torch(V4), PROGRAM) if item.name == "aoti-cpu-v3")
+
+    made = aoti.contract_for(recipe, PROGRAM, _torch(V4), _torch(V4))
+
+    assert (recipe.options["march"], recipe.options["simdlen"]) == ("x86-64-v3", 256)
+    assert (made.text("cpu_isa"), made.cpu_features) == ("AVX2", V3)
+
+
+@pytest.mark.parametrize(
+    ("builder", "target", "isa"),
+    [
+        (V3, V3, "AVX2"),
+        (V4, V4, "AVX512 AVX512_VNNI"),
+        (V3, V4, "AVX512 AVX512_VNNI"),  # safe: it holds less than its contract asks for
+        (V4, V3, ""),  # -march=native would hold what the target does not have
+        (V3 | {"aes", "rdrand"}, V3, "AVX2"),  # no compiler uses those by itself
+    ],
+)
+def test_native_flavour_is_built_where_the_cpu_has_no_more(
+    builder: frozenset[str], target: frozenset[str], isa: str
+) -> None:
+    recipe = next(item for item in aoti.recipes(_torch(target), PROGRAM) if item.name == "aoti-cpu")
+
+    made = aoti.contract_for(recipe, PROGRAM, _torch(builder), _torch(target))
+
+    assert made.text("cpu_isa") == isa
+    refused = aoti.a2_instruction_set_is_covered(made, _torch(V4))
+    assert (refused is None) == bool(isa)
+    if refused is not None:
+        assert "-march=native" in str(refused)
+        assert "aoti-cpu-v3" in refused.way_out
+
+
+def test_cuda_contract_names_the_builders_gpu() -> None:
+    where = _with_gpu(_torch(V3))
+    recipes = (*aoti.recipes(where, PROGRAM), *aoti.extra_recipes(where, PROGRAM))
+    by_name = {item.name: aoti.contract_for(item, PROGRAM, where, where) for item in recipes}
+
+    assert (by_name["aoti-cuda"].device, by_name["aoti-cuda"].text("compute_capability")) == ("cuda", "8.9")
+    assert not by_name["aoti-cuda"].flag("multi_arch_kernel")
+    assert by_name["aoti-cuda-multi"].flag("multi_arch_kernel")
+    assert by_name["aoti-cuda-tf32"].precision == "tf32"
+
+
+@pytest.mark.parametrize(
+    ("features", "isa"),
+    [
+        (features_of_isa("x86-64-v2"), "INVALID_VEC_ISA"),
+        (V3, "AVX2"),
+        (features_of_isa("x86-64-v4"), "AVX512"),
+        (V4, "AVX512 AVX512_VNNI"),
+        (V4 | {"amx_tile", "amx_int8", "amx_bf16"}, "AVX512 AVX512_VNNI AMX_TILE"),
+    ],
+)
+def test_torchs_name_of_an_instruction_set_needs_no_more_than_the_cpu_has(features: frozenset[str], isa: str) -> None:
+    assert torch_isa("x86_64", features) == isa
+    assert (features_behind(isa) or frozenset()) <= features

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 from compiler_svc.index import Index
@@ -37,6 +38,19 @@ async def test_figures_of_all_artifacts_on_that_class_are_known_fastest_first() 
     index = TwoArtifacts({key_of("a"): [here, elsewhere], key_of("b"): [faster]})
 
     assert await known_figures(cast(Index, index), "digits", 3, "here") == (faster, here)
+
+
+async def test_a_baseline_is_nothing_to_beat() -> None:
+    class WithBaseline(TwoArtifacts):
+        async def manifests(self, model: str = "", version: int = 0) -> Sequence[tuple[Manifest, bytes]]:
+            served, baseline = await super().manifests(model, version)
+            contract = replace(baseline[0].contract, details={"baseline": True})
+            return [served, (replace(baseline[0], contract=contract), b"")]
+
+    ours = record("here", 2.0)
+    index = WithBaseline({key_of("a"): [ours], key_of("b"): [record("here", 0.1)]})
+
+    assert await known_figures(cast(Index, index), "digits", 3, "here") == (ours,)
 
 
 async def test_what_is_handed_on_is_bounded() -> None:
