@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from compiler_svc.changes import ChangeHub
 from compiler_svc.completeness import Completeness
@@ -21,6 +21,7 @@ from compiler_svc.planning import PlannedBuild, builders, plan_builds
 from compiler_svc.proving import Builder
 from compiler_svc.recipe_choice import refusal_of
 from compiler_svc.registry import check_version
+from compiler_svc.stand_ins import stand_ins
 from compiler_svc.support import buildable
 from dovetail.digest import check_digest, check_name, sha256_hex
 from dovetail.errors import InvalidInputError
@@ -30,7 +31,8 @@ from dovetail.negotiation import Candidate, Objective, Offer, Wanted, negotiate,
 from dovetail.pb.v1 import artifacts_pb2 as pb
 from dovetail.pb.v1.compiler_pb2 import Build, BuildPhase
 from dovetail.pb.v1.storage_pb2 import ModelRecord
-from dovetail.rules import ModelFacts
+from dovetail.recipe import Recipe
+from dovetail.rules import ModelFacts, rules_for
 from dovetail.wire import (
     assessment_message,
     build_order_message,
@@ -218,9 +220,7 @@ class OfferDesk:
             objective=question.objective,
             accuracy_floor=question.accuracy_floor,
             pin=question.pin,
-            wanted=wanted_builds(
-                question.fingerprint, facts, {name: _known(plan, stock) for name, plan in plans.items()}
-            ),
+            wanted=_wanted(question.fingerprint, facts, plans, stock),
         )
         ordered = await self._order(question, offer, plans, facts) if question.order_builds else {}
         return _message(offer, stock, plans, ordered)
@@ -249,7 +249,26 @@ def _plans(question: Question, stock: Stock, facts: ModelFacts) -> tuple[Planned
         for recipe in recipes
         if recipe not in able
     )
-    return (*plan_builds(stock.record, question.fingerprint, able, stock.workers), *told)
+    plans = plan_builds(stock.record, question.fingerprint, able, stock.workers)
+    return (*plans, *stand_ins(stock.record, question.fingerprint, plans, stock.workers), *told)
+
+
+def _wanted(
+    fingerprint: Fingerprint, facts: ModelFacts, plans: Mapping[str, PlannedBuild], stock: Stock
+) -> tuple[Wanted, ...]:
+    """The default recipes, then what stands in for those that nobody can build."""
+    known = {name: _known(plan, stock) for name, plan in plans.items()}
+    default = wanted_builds(fingerprint, facts, known)
+    names = {item.recipe.name for item in default}
+    others = (replace(item, prior_speed=_prior(item.recipe, facts, fingerprint)) for item in known.values())
+    return (*default, *(item for item in others if item.recipe.name not in names))
+
+
+def _prior(recipe: Recipe, facts: ModelFacts, fingerprint: Fingerprint) -> float:
+    rules = rules_for(recipe.engine)
+    if rules is None:
+        return 0.0
+    return rules.prior(rules.contract_for(recipe, facts, fingerprint, fingerprint), fingerprint)
 
 
 def _known(plan: PlannedBuild, stock: Stock) -> Wanted:

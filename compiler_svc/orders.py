@@ -15,10 +15,13 @@ from compiler_svc.completeness import Completeness
 from compiler_svc.index import Index
 from compiler_svc.jobs.base import JobQueue
 from compiler_svc.planning import PlannedBuild, builders, plan_builds
+from compiler_svc.proving import Builder
 from compiler_svc.recipe_choice import Choice, choose_recipes, refusal_of
 from compiler_svc.registry import check_version
 from compiler_svc.search_budget import BudgetClock, check_budget, measuring_share
+from compiler_svc.stand_ins import stand_ins
 from compiler_svc.targets import choose_targets, known_classes
+from compiler_svc.waiting import WaitingOrders
 from dovetail.artifact import Manifest
 from dovetail.digest import check_digest, check_name
 from dovetail.errors import NotFoundError, OverLimitError
@@ -53,16 +56,18 @@ class _Order:
 class BuildOrders:
     """Ordering and watching builds; safe for concurrent calls of one event loop."""
 
-    def __init__(self, index: Index, jobs: JobQueue, *, completeness: Completeness) -> None:
+    def __init__(self, index: Index, jobs: JobQueue, *, completeness: Completeness, waiting: WaitingOrders) -> None:
         self._index = index
         self._jobs = jobs
         self._completeness = completeness
+        self._waiting = waiting
         self._clock = BudgetClock(jobs)
 
     async def compile(self, request: pb.CompileRequest) -> AsyncIterator[pb.BuildEvent]:
         """Order what the request names and follow it until every build has ended.
 
-        Builds that no live worker can do are told once, in phase UNROUTED, and not waited for.
+        Builds that no live worker can do are told once, in phase UNROUTED, and kept until one can; the stream does not
+        wait for them.
 
         Raises:
             InvalidInputError: Bad name, version, fingerprint, class, objective or budget.
@@ -110,10 +115,21 @@ class BuildOrders:
         return build
 
     async def all_builds(self, model: str, version: int) -> Sequence[pb.Build]:
-        """All builds, or those of one model, newest first. Raises InvalidInputError, UnavailableError."""
+        """Orders that wait for a worker, then all builds, newest first; or those of one model.
+
+        Raises:
+            InvalidInputError: Bad name or version.
+            UnavailableError: Queue or durable tier do not answer.
+        """
         if model:
             check_name(model, "model name")
-        return await self._jobs.list(model, check_version(version))
+        builds = await self._jobs.list(model, check_version(version))
+        waiting = await self._waiting.waiting(model, version)
+        return [*(_unrouted(wish.model, plan, wish.version) for wish, plan in waiting if plan.job is None), *builds]
+
+    async def place_waiting(self) -> None:
+        """Place orders that waited for a worker as soon as one is there, until cancelled."""
+        await self._waiting.run(self.submit)
 
     async def cancel(self, artifact_key: str) -> pb.Build:
         """Ask for a build to stop. Raises InvalidInputError, NotFoundError, PreconditionError, UnavailableError."""
@@ -130,7 +146,10 @@ class BuildOrders:
         targets = choose_targets(request, known_classes(workers), known_classes(workers, nodes))
         choices = choose_recipes(record, targets, request.recipes, objective=objective, search=budget_s > 0)
         able = builders(workers)
-        default = _distinct(plan for item in choices for plan in plan_builds(record, item.target, item.default, able))
+        planned = [(item.target, _default_plans(record, item, able, request.recipes)) for item in choices]
+        for target, plans in planned:
+            await self._waiting.keep(record.model.name, record.model.version, target, plans)
+        default = _distinct(plan for _, plans in planned for plan in plans)
         extra = _distinct(plan for item in choices for plan in plan_builds(record, item.target, item.extra, able))
         return _Order(default, _without(extra, default), _refused(record, choices))
 
@@ -159,6 +178,14 @@ class BuildOrders:
         return bool(await self._completeness.complete([manifest]))
 
 
+def _default_plans(
+    record: ModelRecord, choice: Choice, workers: Sequence[Builder], named: Sequence[str]
+) -> tuple[PlannedBuild, ...]:
+    """Plans of the default recipes and, unless recipes were asked for by name, stand-ins for what nobody can build."""
+    plans = plan_builds(record, choice.target, choice.default, workers)
+    return plans if named else (*plans, *stand_ins(record, choice.target, plans, workers))
+
+
 def _distinct(plans: Iterable[PlannedBuild]) -> tuple[PlannedBuild, ...]:
     """Each build once: machines of different classes may share an artifact."""
     found: dict[object, PlannedBuild] = {}
@@ -184,9 +211,11 @@ def _refused(record: ModelRecord, choices: Iterable[Choice]) -> tuple[pb.Build, 
     )
 
 
-def _unrouted(model: str, plan: PlannedBuild) -> pb.Build:
-    why = f"no live worker can build it: it needs {plan.needs_worker}"
-    return _told(model, plan.recipe, plan.hardware_class, why)
+def _unrouted(model: str, plan: PlannedBuild, version: int = 0) -> pb.Build:
+    why = f"no live worker can build it, so the order waits: it needs {plan.needs_worker}"
+    build = _told(model, plan.recipe, plan.hardware_class, why)
+    build.version = version
+    return build
 
 
 def _told(model: str, recipe: Recipe, class_key: str, why: str) -> pb.Build:

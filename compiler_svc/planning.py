@@ -8,6 +8,9 @@ A gate proves something for the instruction set class it ran on (int8 saturates 
 where it runs is chosen first, see `compiler_svc.proving`, and is part of the key: the report in the manifest is part of
 the artifact's meaning. Two machines of classes that nobody can prove share the one artifact that can be proven, and
 negotiation tells them that it was proven elsewhere. Equal files cost nothing twice: the store knows them by content.
+
+A contract is asked of the worker *and* of the machine it is for: of two workers with different TensorRT majors the one
+is chosen whose plans that machine can load, and where neither's can be, the order waits and says what it waits for.
 """
 
 from __future__ import annotations
@@ -16,16 +19,18 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from compiler_svc.proving import CPU, Builder, ProvingPlace, proving_places
+from compiler_svc.builder_needs import needs_of_builder
+from compiler_svc.proving import CPU, Builder, ProvingPlace, proving_places, same_silicon
 from compiler_svc.toolchain import advertised, toolchain_of
 from dovetail.artifact import artifact_key
 from dovetail.contract import Contract
 from dovetail.digest import digest_of
 from dovetail.fingerprint import Fingerprint
-from dovetail.hardware_class import hardware_class, isa_class
+from dovetail.hardware_class import hardware_class
 from dovetail.pb.v1.storage_pb2 import BuildJob, ModelRecord, WorkerRecord
 from dovetail.recipe import Recipe
 from dovetail.rules import EngineRules, Reason, Verdict, rules_for
+from dovetail.rules.machine import canonical_arch
 from dovetail.wire import contract_bytes, model_facts, read_policy, recipe_message
 
 
@@ -89,25 +94,21 @@ def _plan(record: ModelRecord, told: _Target, recipe: Recipe, workers: Sequence[
     obstacles: list[str] = []
     for place in proving_places(workers, recipe, target):
         contract = rules.contract_for(recipe, model_facts(record.model), place.builder.fingerprint, target)
+        misfit = _obstacle(rules, contract, target)
         obstacle = _obstacle(rules, contract, place.machine)
-        if obstacle is None:
+        if misfit is None and obstacle is None:
             return PlannedBuild(recipe, where, _job(record, told, recipe, contract, place))
         if not place.emulation:
-            obstacles.append(f"worker {place.builder.record.id} cannot run it to check it ({obstacle})")
+            why = "cannot run it to check it" if obstacle else "builds what this machine cannot run"
+            obstacles.append(f"worker {place.builder.record.id} {why} ({obstacle or misfit})")
     contract = rules.contract_for(recipe, model_facts(record.model), target, target)
-    return PlannedBuild(recipe, where, None, "; ".join([_needs(recipe, contract, target), *obstacles[:3]]))
-
-
-def _needs(recipe: Recipe, contract: Contract, target: Fingerprint) -> str:
-    places = " or ".join(sorted(contract.arches)) or "any architecture"
-    needs = f"a worker with engine {recipe.engine}, device {recipe.device}, on {places}"
-    isa = isa_class(target.facts.arch, target.facts.cpu_features)
-    return f"{needs} (or one that emulates {isa})" if recipe.device == CPU else needs
+    needs = needs_of_builder(recipe, contract, target)
+    return PlannedBuild(recipe, where, None, "; ".join([needs, *obstacles[:3]]))
 
 
 def _obstacle(rules: EngineRules, contract: Contract, machine: Fingerprint) -> Reason | None:
-    """Why that machine could not run the result, which the gate needs."""
-    if contract.arches and machine.facts.arch not in contract.arches:
+    """Why that machine could not run the result, which the gate, and the machine it is for, must."""
+    if contract.arches and canonical_arch(machine.facts.arch) not in {canonical_arch(name) for name in contract.arches}:
         return Reason("arch", Verdict.RECOMPILE, " or ".join(sorted(contract.arches)), machine.facts.arch)
     found = (rule(contract, machine) for rule in rules.RULES)
     return next((reason for reason in found if reason is not None and reason.verdict >= Verdict.RECOMPILE), None)
@@ -123,7 +124,7 @@ def _job(record: ModelRecord, told: _Target, recipe: Recipe, contract: Contract,
             model_digest=record.model.model_digest,
             recipe=recipe,
             toolchain=tools,
-            target={**contract.to_json(), "gate": [place.isa_class, place.emulation]},
+            target={**contract.to_json(), "gate": _gate_place(recipe, told.fingerprint, place)},
             calibration_digest=record.calibration_digest,
             policy_digest=policy_digest(record),
         ),
@@ -138,7 +139,16 @@ def _job(record: ModelRecord, told: _Target, recipe: Recipe, contract: Contract,
         toolchain=advertised({recipe.engine: tools}),
         emulation=place.emulation,
         isa_class=place.isa_class,
+        accelerator=place.accelerator,
     )
+
+
+def _gate_place(recipe: Recipe, target: Fingerprint, place: ProvingPlace) -> list[str]:
+    """Where the gate runs, for the key: a CPU class, or whether it is the very device that the artifact is for."""
+    if recipe.device == CPU:
+        return [place.isa_class, place.emulation]
+    same = same_silicon(place.machine, target, recipe.device)
+    return [place.accelerator, "native" if same else "elsewhere"]
 
 
 def policy_digest(record: ModelRecord) -> str:

@@ -79,6 +79,7 @@ class Rebuilds:
             toolchain=advertised({manifest.recipe.engine: manifest.toolchain}),
             emulation=place.emulation,
             isa_class=place.isa_class,
+            accelerator=place.accelerator,
         )
 
 

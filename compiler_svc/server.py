@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from compiler_svc.changes import ChangeHub
@@ -49,29 +49,35 @@ async def serving(settings: CompilerSettings, storage: Storage, clock: Clock) ->
     """
     changes = ChangeHub(storage.index)
     rpc = RpcServer(ServerOptions(max_message_bytes=MAX_MESSAGE_BYTES))
-    _add_services(rpc, settings, storage, clock, changes)
+    completeness = Completeness(storage.chunks, clock)
+    orders = BuildOrders(storage.index, storage.jobs, completeness=completeness, waiting=storage.waiting)
+    _add_services(rpc, settings, storage, clock, changes, orders, completeness)
     await rpc.start(
         settings.address,
         advice="choose another with DOVETAIL_COMPILER_ADDRESS or --address",
         port_file=settings.port_file,
     )
-    following = asyncio.create_task(changes.run())
+    beside = [asyncio.create_task(changes.run()), asyncio.create_task(orders.place_waiting())]
     _log.info("compiler.listening address=%s port=%d", settings.address, rpc.port)
     try:
         yield rpc
     finally:
         await rpc.stop(settings.grace_s)
-        following.cancel()
-        with suppress(asyncio.CancelledError):
-            await following
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         _log.info("compiler.stopped port=%d", rpc.port)
 
 
 def _add_services(
-    rpc: RpcServer, settings: CompilerSettings, storage: Storage, clock: Clock, changes: ChangeHub
+    rpc: RpcServer,
+    settings: CompilerSettings,
+    storage: Storage,
+    clock: Clock,
+    changes: ChangeHub,
+    orders: BuildOrders,
+    completeness: Completeness,
 ) -> None:
-    completeness = Completeness(storage.chunks, clock)
-    orders = BuildOrders(storage.index, storage.jobs, completeness=completeness)
     offers = OfferDesk(storage.index, storage.jobs, orders=orders, completeness=completeness, changes=changes)
     distribution = Distribution(storage.index, storage.chunks, completeness=completeness)
     models = ModelRegistry(

@@ -23,6 +23,7 @@ from compiler_svc.backends import onnxruntime_files as files
 from compiler_svc.backends import onnxruntime_nodes
 from compiler_svc.backends.base import BuildInput, BuildOutput, OperatorSupport
 from compiler_svc.backends.onnxruntime_float import build_float, build_half
+from compiler_svc.backends.onnxruntime_gpu import with_shape_profile
 from compiler_svc.backends.onnxruntime_quantise import build_dynamic, build_static
 from compiler_svc.backends.onnxruntime_weight_only import build_weight_only
 from dovetail.errors import BuildFailedError, PreconditionError, UnsupportedError, brief
@@ -106,7 +107,7 @@ def build(order: BuildInput) -> BuildOutput:
     work.mkdir(exist_ok=True)
     try:
         labels = _BUILDERS[kind](order, path, work)
-        contract = files.tidy(path, order.contract)
+        contract = with_shape_profile(files.tidy(path, order.contract), order.inputs)
     except (UnsupportedError, PreconditionError, BuildFailedError, MemoryError, OSError):
         raise
     except Exception as exc:  # the tools raise ValueError, RuntimeError, AttributeError and their own, undocumented

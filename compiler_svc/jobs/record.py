@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from compiler_svc.proving import device_word
 from dovetail.artifact import Manifest
 from dovetail.digest import canonical_json
 from dovetail.fingerprint import Fingerprint
@@ -98,13 +99,15 @@ def tools_of(job: BuildJob) -> bytes:
     """What a worker must have, for the scripts: the tools that the key was made with and the CPU that the gate needs.
 
     The scripts compare texts by name, so the CPU is one more name: the class that the worker is of, or one that it
-    emulates by that very emulation.
+    emulates by that very emulation. So is the device of an artifact that does not run on the CPU.
     """
     needed = dict(job.toolchain)
     if job.emulation:
         needed[_emulation(job.emulation)] = job.isa_class
     elif job.isa_class:
         needed[_ISA_CLASS] = job.isa_class
+    if job.accelerator:
+        needed[_accelerator(job.accelerator)] = job.accelerator
     return canonical_json(needed)
 
 
@@ -116,6 +119,8 @@ def needs_of(job: BuildJob) -> str:
         place += f" that emulates {job.isa_class} by {job.emulation}"
     elif job.isa_class:
         place += f" with a CPU of class {job.isa_class}"
+    if job.accelerator:
+        place += f" with a device {job.accelerator}"
     return f"engine {job.engine}" + place + (f" ({tools})" if tools else "")
 
 
@@ -129,7 +134,13 @@ def capabilities_of(worker: WorkerRecord) -> bytes:
     queues = [f"{engine}/{place}" for engine in sorted(worker.engines) for place in (facts.arch, "")]
     cpus = {_ISA_CLASS: isa_class(facts.arch, facts.cpu_features)}
     cpus |= {_emulation(item.name): item.isa_class for item in worker.emulates}
-    return canonical_json({"queues": queues, "toolchain": {**worker.toolchain, **cpus}})
+    devices = {_accelerator(word): word for word in map(device_word, facts.accelerators)}
+    return canonical_json({"queues": queues, "toolchain": {**worker.toolchain, **cpus, **devices}})
+
+
+def _accelerator(word: str) -> str:
+    """What a device is called among tools."""
+    return f"accelerator:{word}"
 
 
 def _emulation(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dovetail.cli import builds, debug, demo, doctor, infer, machines, models, nodes, push, stale, up, why
+from dovetail.cli import build_list, builds, debug, demo, doctor, infer, machines, models, nodes, push, stale, up, why
 from dovetail.cli.context import DEFAULT_SERVER, ErrorGroup, GlobalOptions
 from dovetail.cli.exit_codes import TEXT
 from dovetail.cli.report import command as report
@@ -31,6 +31,7 @@ def make_app() -> typer.Typer:
     app.command("push")(push.push)
     app.command("models")(models.models)
     app.command("compile")(builds.compile_model)
+    app.command("builds")(build_list.builds)
     app.command("artifacts")(builds.artifacts)
     app.command("rebuild")(builds.rebuild)
     app.command("stale")(stale.stale)

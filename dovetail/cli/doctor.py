@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dovetail doctor` and `dovetail version`: what this machine can do by itself; neither needs a server."""
+"""`dovetail doctor` and `dovetail version`: what this machine can do by itself; neither needs a server.
+
+`doctor --selftest` does not stop at looking: see `doctor_selftest`.
+"""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -60,12 +64,33 @@ def version(as_json: JsonFlag = False) -> None:
         typer.echo(f"dovetail {number}")
 
 
-def doctor(as_json: JsonFlag = False) -> None:
+def doctor(
+    selftest: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Build, gate, measure and serve two models here, and see that foreign artifacts are refused: "
+            "onnxruntime, openvino, aotinductor, cuda, tensorrt or all; may be repeated. Takes minutes.",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, metavar="FILE", help="With --selftest: write its JSON document there, to send."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
     """What this machine can build and run.
 
-    And what is missing for the rest; ends with 1 if it can run nothing.
+    And what is missing for the rest; ends with 1 if it can run nothing. With --selftest it ends with 1 if something
+    that was tested did not hold, or could not be tested here.
     """
     import asyncio
+
+    if selftest:
+        from dovetail.cli.doctor_selftest import run_selftest
+
+        run_selftest(selftest, report, as_json=as_json)
+        return
 
     from dovetail.cli.output import message_console
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs ONNX files on ONNX Runtime's CPU provider.
+"""Runs ONNX files on ONNX Runtime: on the CPU, and on NVIDIA GPUs with what `onnxruntime_gpu` opens.
 
 What lives here: loading with explicit settings and carrying every datatype of the protocol in and out. Which artifact
 fits a machine is `dovetail.rules.onnxruntime_rules`; how one is built is the backend's business.
@@ -20,13 +20,14 @@ import ctypes
 import mmap
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dovetail.engines.base import Engine, SessionOptions
+from dovetail.engines.onnxruntime_gpu import open_gpu_session
 from dovetail.errors import EngineError, InvalidInputError, UnsupportedError, brief
 from dovetail.rules.onnxruntime_rules import needs_x64_quant_precision
 from dovetail.tensor import Array, TensorSpec
@@ -69,7 +70,7 @@ def create() -> Engine:
 
 
 class OnnxRuntimeEngine:
-    """ONNX Runtime with its CPU provider."""
+    """ONNX Runtime with the providers that `_OPENERS` knows devices for."""
 
     name = ENGINE
 
@@ -80,12 +81,13 @@ class OnnxRuntimeEngine:
         """Load the artifact's one .onnx file, and weights that lie beside it by the name that it calls them.
 
         Raises:
-            UnsupportedError: The device is not the CPU, or an input or output is no tensor of the protocol.
-            EngineError: There is not exactly one .onnx file, or the library cannot load it.
+            UnsupportedError: An unknown device or provider, or an input or output that is no tensor of the protocol.
+            EngineError: There is not exactly one .onnx file, or the library cannot load it, or not on that device.
         """
-        if options.device != "cpu":
+        opener = _OPENERS.get(options.device)
+        if opener is None:
             raise UnsupportedError(
-                f"engine onnxruntime runs on device 'cpu' in this version, not on {options.device!r}"
+                f"engine onnxruntime runs on {' and '.join(_OPENERS)} in this version, not on {options.device!r}"
             )
         names = sorted(name for name in files if name.endswith(".onnx"))
         if len(names) != 1:
@@ -93,8 +95,8 @@ class OnnxRuntimeEngine:
         settings = self._session_options(options)
         try:
             with self._weights_beside(files, settings):
-                session = self._ort.InferenceSession(str(files[names[0]]), settings, providers=["CPUExecutionProvider"])
-        except EngineError:
+                session = opener(self._ort, files[names[0]], settings, options)
+        except (EngineError, UnsupportedError):
             raise
         except Exception as exc:  # the library raises its own family, which does not share a public base
             raise EngineError(f"onnxruntime cannot load {names[0]}: {brief(str(exc))}") from exc
@@ -130,10 +132,23 @@ class OnnxRuntimeEngine:
         level = ort.GraphOptimizationLevel
         settings.graph_optimization_level = level.ORT_ENABLE_ALL if options.optimize else level.ORT_DISABLE_ALL
         settings.use_deterministic_compute = not options.optimize
+        if options.device != "cpu":
+            return settings
         flavour = str(options.details.get("int8_flavour", ""))
         if needs_x64_quant_precision(options.precision, flavour, platform.machine().lower(), options.cpu_features):
             settings.add_session_config_entry("session.x64quantprecision", "1")
         return settings
+
+
+def _open_cpu_session(library: Any, model: Path, settings: Any, options: SessionOptions) -> Any:
+    return library.InferenceSession(str(model), settings, providers=["CPUExecutionProvider"])
+
+
+_OPENERS: Mapping[str, Callable[[Any, Path, Any, SessionOptions], Any]] = {
+    "cpu": _open_cpu_session,
+    "cuda": open_gpu_session,
+}
+"""Device -> what opens the library's session for it."""
 
 
 class OnnxRuntimeSession:

@@ -59,6 +59,8 @@ def _ask() -> dict[str, Any]:
         if reason := _load_failure(folder, _LIBRARIES[name]):
             broken[name] = reason
     details = {"build": str(onnxruntime.get_build_info())} if hasattr(onnxruntime, "get_build_info") else {}
+    if cuda := getattr(onnxruntime, "cuda_version", ""):  # of packages for NVIDIA GPUs: what they were built with
+        details["cuda"] = str(cuda)
     return {
         "version": str(onnxruntime.__version__),
         "devices": [name for name in providers if name not in broken],

@@ -19,7 +19,8 @@ HEADROOM = 1.25
 a fresh process, and an allocator that has served for a while holds more."""
 
 _ARCH_ALIASES = {"amd64": "x86_64", "arm64": "aarch64"}
-_ACCELERATOR_OF_DEVICE = {"cuda": "nvidia_gpu", "gpu": "intel_gpu", "npu": "intel_npu"}
+ACCELERATOR_OF_DEVICE = {"cuda": "nvidia_gpu", "gpu": "intel_gpu", "npu": "intel_npu"}
+"""Device word of an artifact -> kind of the accelerator that runs it."""
 
 
 def canonical_arch(arch: str) -> str:
@@ -123,7 +124,7 @@ def memory_of(device: str, fingerprint: Fingerprint) -> tuple[int, int]:
 
 def _accelerator(device: str, fingerprint: Fingerprint) -> tuple[int, Accelerator | None]:
     """The accelerator behind a device word with the most memory; None for the CPU."""
-    kind = _ACCELERATOR_OF_DEVICE.get(device)
+    kind = ACCELERATOR_OF_DEVICE.get(device)
     found = [(i, item) for i, item in enumerate(fingerprint.facts.accelerators) if item.kind == kind]
     return max(found, key=lambda pair: pair[1].memory_bytes) if found else (0, None)
 

@@ -2,8 +2,8 @@
 """ONNX Runtime: what a machine could use, what its contract says, and how fast to expect it.
 
 Apart from `onnxruntime_rules` (which says what fits) only to keep both readable; the names in `Contract.details` are
-documented there. The names in `Recipe.options` are those of `onnxruntime.quantization` where it has one, written out
-with the values we choose:
+documented there. Recipes for NVIDIA GPUs are in `onnxruntime_gpu`. The names in `Recipe.options` are those of
+`onnxruntime.quantization` where it has one, written out with the values we choose:
 
 * all: `optimization_level`, `opset`; `quantization` ("dynamic", "static", "weights", "half"), absent for fp32.
 * int8 dynamic and static: `int8_flavour`, `weight_type`, `weight_symmetric`, `per_channel`, `reduce_range`,
@@ -26,6 +26,8 @@ from dovetail.hardware_class import has_vnni
 from dovetail.recipe import Option, Recipe
 from dovetail.rules import machine
 from dovetail.rules.base import ModelFacts
+from dovetail.rules.onnxruntime_gpu import DEVICE as GPU
+from dovetail.rules.onnxruntime_gpu import gpu_details, gpu_extra_recipes, gpu_prior, gpu_recipes
 from dovetail.rules.versions import minor_of
 
 ENGINE = "onnxruntime"
@@ -62,7 +64,7 @@ _LARGE_MATRIX = 1 << 16
 
 
 def recipes(fingerprint: Fingerprint, model: ModelFacts) -> tuple[Recipe, ...]:
-    """fp32 everywhere, dynamic int8 everywhere, and the one static int8 flavour that this CPU computes exactly.
+    """fp32 and dynamic int8 everywhere, the one static int8 flavour that this CPU computes exactly, and a GPU's.
 
     A recipe with `needs_calibration` is returned also where the model has no samples, so that it can be named and
     refused with that reason; planners skip it.
@@ -76,7 +78,7 @@ def recipes(fingerprint: Fingerprint, model: ModelFacts) -> tuple[Recipe, ...]:
         flavour = static_flavour(fingerprint)
         if flavour:
             found.append(_static_recipe(f"ort-int8-{flavour}", flavour, model))
-    return tuple(found)
+    return (*found, *gpu_recipes(fingerprint, model))
 
 
 def extra_recipes(fingerprint: Fingerprint, model: ModelFacts) -> tuple[Recipe, ...]:
@@ -98,7 +100,7 @@ def extra_recipes(fingerprint: Fingerprint, model: ModelFacts) -> tuple[Recipe, 
         found += _weight_only_recipes(model)
     if machine.is_arm64(fingerprint) and "asimdhp" in fingerprint.facts.cpu_features:
         found.append(Recipe("ort-fp16", ENGINE, "cpu", "fp16", {**_common(model), "quantization": "half"}))
-    return tuple(found)
+    return (*found, *gpu_extra_recipes(fingerprint, model))
 
 
 def is_transformer(operators: frozenset[str]) -> bool:
@@ -185,7 +187,8 @@ def _common(model: ModelFacts) -> dict[str, Option]:
 def contract_for(recipe: Recipe, model: ModelFacts, builder: Fingerprint, target: Fingerprint) -> Contract:
     """Any architecture for fp32 and dynamic int8; the flavour's architecture for static int8.
 
-    It depends on the target through the recipe only, so equal recipes for different machines give one artifact.
+    It depends on the target through the recipe only, so equal recipes for different machines give one artifact; what a
+    GPU proved is in the contract, so builders with different GPUs give different ones.
     """
     library = builder.runtime(ENGINE)
     version = library.version if library else ""
@@ -207,6 +210,8 @@ def contract_for(recipe: Recipe, model: ModelFacts, builder: Fingerprint, target
         details["matmulnbits_accuracy_level"] = int(recipe.options.get("accuracy_level", 0))
         details["weight_bits"] = int(recipe.options.get("weight_bits", 0))
     arches = {"static-u8s8": "x86_64", "static-u8s8-rr": "x86_64", "static-s8s8": "aarch64"}
+    if recipe.device == GPU:
+        details |= gpu_details(recipe, builder)
     only = frozenset({arches[flavour]}) if flavour in arches else frozenset[str]()
     return Contract(ENGINE, recipe.device, recipe.precision, arches=only, details=details)
 
@@ -222,6 +227,8 @@ def prior(contract: Contract, fingerprint: Fingerprint) -> float:
     Source: ONNX Runtime documentation, "Quantize ONNX models", performance section: gains come with VNNI or dot
     product instructions, may be small or negative without, and static is for convolutions, dynamic for transformers.
     """
+    if contract.device == GPU:
+        return gpu_prior(contract, fingerprint)
     features = fingerprint.facts.cpu_features
     flavour = contract.text("int8_flavour")
     if contract.precision == "fp16":

@@ -17,6 +17,7 @@ Names in `Contract.details` (written by `contract_for` unless said otherwise):
 * `prepacked`: True if the file holds prepacked weights.
 * `matmulnbits_accuracy_level`: of 4-bit weights; 4 means int8 activations.
 * `provider`, `provider_compatibility`: execution provider that compiled nodes into the file, and its opaque string.
+* for device "cuda": see `onnxruntime_gpu`.
 * `ep_cache`: engine cache of the TensorRT provider: ("onnxruntime 1.31.1", "tensorrt 11.4.1.5", "cc 8.9").
 
 Rules that are no predicate over artifact and machine: R13 (preparing a graph for quantisation) is the work of the
@@ -31,6 +32,7 @@ from dovetail.fingerprint import Fingerprint
 from dovetail.hardware_class import has_vnni, isa_class
 from dovetail.rules import machine
 from dovetail.rules.base import Reason, Rule, Verdict
+from dovetail.rules.onnxruntime_gpu_fit import GPU_RULES
 from dovetail.rules.onnxruntime_recipes import ENGINE, contract_for, extra_recipes, prior, recipes, static_flavour
 from dovetail.rules.versions import installed_version, minor_of, parse_version, version_text
 
@@ -227,9 +229,10 @@ def r7_runtime_release_is_validated(contract: Contract, fingerprint: Fingerprint
     upgrade = "pip install --upgrade onnxruntime, or serve the fp32 artifact"
     if minor == "1.23" and contract.precision == "int8" and fingerprint.facts.cpu_features & _AMX_OR_VNNI:
         return Reason("R7", Verdict.UNSUPPORTED, "right int8 convolutions with VNNI or AMX (issue 26324)", has, upgrade)
-    if minor == "1.29" and contract.precision == "fp16" and machine.is_arm64(fingerprint):
+    half_on_cpu = minor == "1.29" and contract.precision == "fp16" and contract.device == "cpu"
+    if half_on_cpu and machine.is_arm64(fingerprint):
         return Reason("R7", Verdict.UNSUPPORTED, "a release that loads fp16 on ARM64 (issue 32186)", has, upgrade)
-    if minor == "1.29" and contract.precision == "fp16" and machine.is_x86(fingerprint):
+    if half_on_cpu and machine.is_x86(fingerprint):
         return Reason("R7", Verdict.SUBOPTIMAL, "a release with a fast fp16 Gemm (issue 32255)", has, upgrade)
     validated = _texts(contract, "validated_minors")
     if validated and minor and minor not in validated:
@@ -355,6 +358,7 @@ RULES: tuple[Rule, ...] = (
     r10_arm_numerics_are_validated,
     r11_compiled_nodes_fit_the_provider,
     r12_engine_cache_is_of_this_machine,
+    *GPU_RULES,
 )
 
 

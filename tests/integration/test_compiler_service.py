@@ -313,7 +313,9 @@ async def test_order_without_a_worker_is_unrouted_and_not_queued(mesh: Mesh) -> 
         (compiler_pb2.BUILD_PHASE_UNROUTED, "")
     ]
     assert "a worker with engine onnxruntime" in events[0].build.message
-    assert list((await mesh.compiler.ListBuilds(compiler_pb2.ListBuildsRequest())).builds) == []
+    assert list(await mesh.storage.jobs.list()) == []
+    (kept,) = (await mesh.compiler.ListBuilds(compiler_pb2.ListBuildsRequest())).builds
+    assert (kept.phase, kept.message) == (compiler_pb2.BUILD_PHASE_UNROUTED, events[0].build.message)
 
 
 async def test_order_for_a_foreign_machine_names_the_worker_it_needs(mesh: Mesh) -> None:

@@ -209,3 +209,24 @@ def test_report_of_a_class_without_figures_names_those_that_have_some(run: Run, 
 
     assert result.exit_code == ExitCode.NOT_FOUND
     assert "there are figures of: none" in result.stderr
+
+
+# --- builds
+
+
+def test_builds_lists_what_waits_for_a_worker_with_its_reason(run: Run, mesh: FakeMesh) -> None:
+    waits = event(compiler_pb2.BUILD_PHASE_UNROUTED, key="", message="it needs a worker with engine tensorrt")
+    mesh.events = [waits, event(READY)]
+
+    table, document = run("builds", "digits"), run("builds", "--json")
+
+    assert table.exit_code == 0, table.output
+    assert "unrouted: it needs a worker with engine tensorrt" in table.output
+    assert "aaaaaaaaaaaa" in table.output
+    assert [item["phase"] for item in json.loads(document.stdout)] == ["unrouted", "ready"]
+
+
+def test_builds_says_when_nothing_was_ordered(run: Run, mesh: FakeMesh) -> None:
+    mesh.events = []
+
+    assert "nothing was ordered yet" in run("builds").output

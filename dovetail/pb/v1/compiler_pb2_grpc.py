@@ -72,7 +72,8 @@ class CompilerServicer(object):
     def Compile(self, request, context):
         """Order the recipes that a machine can use and watch them being built. A build that fails is not an RPC error: it ends
         with a BuildEvent in phase FAILED. The stream ends when every ordered build has ended; closing it early cancels nothing.
-        A recipe that no live worker can build is told once, in phase UNROUTED and without an artifact key, and is not ordered.
+        A recipe that no live worker can build is told once, in phase UNROUTED and without an artifact key, with what a worker
+        must have; the stream does not wait for it. The order is kept, ListBuilds shows it, and it is placed when one comes.
         A build that was ordered and then lost its workers waits in phase UNROUTED, and the stream with it.
         A recipe whose engine cannot run the model is told in phase UNROUTED, too, with the operators in the text.
         With a budget more recipes than the default ones are tried, the most promising first, and what no worker has begun

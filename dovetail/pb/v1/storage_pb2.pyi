@@ -43,7 +43,7 @@ class ModelRecord(_message.Message):
     def __init__(self, model: _Optional[_Union[_registry_pb2.Model, _Mapping]] = ..., files: _Optional[_Iterable[_Union[StoredFile, _Mapping]]] = ..., calibration_digest: _Optional[str] = ..., validation_digest: _Optional[str] = ...) -> None: ...
 
 class BuildJob(_message.Message):
-    __slots__ = ("artifact_key", "model", "version", "recipe", "hardware_class", "target_fingerprint_json", "contract_json", "engine", "arch", "toolchain", "emulation", "measure_budget_s", "objective", "isa_class")
+    __slots__ = ("artifact_key", "model", "version", "recipe", "hardware_class", "target_fingerprint_json", "contract_json", "engine", "arch", "toolchain", "emulation", "measure_budget_s", "objective", "isa_class", "accelerator")
     class ToolchainEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -65,6 +65,7 @@ class BuildJob(_message.Message):
     MEASURE_BUDGET_S_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     ISA_CLASS_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
     artifact_key: str
     model: str
     version: int
@@ -79,7 +80,8 @@ class BuildJob(_message.Message):
     measure_budget_s: float
     objective: _types_pb2.Objective
     isa_class: str
-    def __init__(self, artifact_key: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., recipe: _Optional[_Union[_types_pb2.Recipe, _Mapping]] = ..., hardware_class: _Optional[str] = ..., target_fingerprint_json: _Optional[bytes] = ..., contract_json: _Optional[bytes] = ..., engine: _Optional[str] = ..., arch: _Optional[str] = ..., toolchain: _Optional[_Mapping[str, str]] = ..., emulation: _Optional[str] = ..., measure_budget_s: _Optional[float] = ..., objective: _Optional[_Union[_types_pb2.Objective, str]] = ..., isa_class: _Optional[str] = ...) -> None: ...
+    accelerator: str
+    def __init__(self, artifact_key: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., recipe: _Optional[_Union[_types_pb2.Recipe, _Mapping]] = ..., hardware_class: _Optional[str] = ..., target_fingerprint_json: _Optional[bytes] = ..., contract_json: _Optional[bytes] = ..., engine: _Optional[str] = ..., arch: _Optional[str] = ..., toolchain: _Optional[_Mapping[str, str]] = ..., emulation: _Optional[str] = ..., measure_budget_s: _Optional[float] = ..., objective: _Optional[_Union[_types_pb2.Objective, str]] = ..., isa_class: _Optional[str] = ..., accelerator: _Optional[str] = ...) -> None: ...
 
 class Emulation(_message.Message):
     __slots__ = ("name", "isa_class", "arch", "cpu_features", "engines", "precisions")
