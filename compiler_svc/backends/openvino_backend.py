@@ -21,6 +21,7 @@ from typing import Any
 
 from compiler_svc.backends import openvino_nodes, openvino_quantisation, openvino_weights
 from compiler_svc.backends.base import BuildInput, BuildOutput, OperatorSupport
+from compiler_svc.backends.openvino_calibration import without_torch
 from compiler_svc.backends.openvino_scan import scan_operators, unsupported_operators
 from dovetail.contract import Contract
 from dovetail.engines.openvino_engine import import_openvino, without_source_positions
@@ -79,7 +80,8 @@ def build(order: BuildInput) -> BuildOutput:
         _set_names(model.inputs, order.inputs)
         known = openvino_nodes.graph_names(order.model)
         openvino_nodes.name_anonymous(model, known)  # before and after: a step derives names and adds operations
-        model, labels = step(order, model)
+        with without_torch():
+            model, labels = step(order, model)
         _set_names(model.outputs, order.outputs)
         openvino_nodes.name_anonymous(model, known)
         order.report(0.9, "saving")

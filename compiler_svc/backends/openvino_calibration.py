@@ -7,7 +7,9 @@ views of the samples that are in memory once already.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from compiler_svc.backends.base import BuildInput, Samples, sample_feeds, spaced
@@ -48,22 +50,28 @@ def calibration_feeds(order: BuildInput, *, default_limit: int) -> CalibrationFe
     return CalibrationFeeds(order.calibration, order.inputs, limit=limit)
 
 
-def quiet_nncf() -> Any:
-    """The nncf module, without its progress bars and tables; `nncf.set_log_level` would also change other handlers.
+@contextmanager
+def without_torch() -> Iterator[None]:
+    """Hide torch from nncf while it works, unless this process has it already.
 
-    It imports torch wherever torch is installed, for models that we never give it: two seconds of CPU and 190 MB in
-    every build (nncf 3.4.0). So torch is hidden while nncf is imported.
+    nncf imports it wherever it is installed, to see whether a model is one of torch's: two seconds of CPU and 190 MB in
+    every build (nncf 3.4.0), for models that are always OpenVINO's.
     """
-    import logging
-    import sys
-
-    hidden = "torch" not in sys.modules
-    if hidden:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # what the import system takes for "not there"
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]  # what the import system takes for "not there"
     try:
-        import nncf
+        yield
     finally:
-        if hidden:
-            del sys.modules["torch"]
+        del sys.modules["torch"]
+
+
+def quiet_nncf() -> Any:
+    """The nncf module, without its progress bars and tables; `nncf.set_log_level` would also change other handlers."""
+    import logging
+
+    import nncf
+
     logging.getLogger("nncf").setLevel(logging.ERROR)
     return nncf

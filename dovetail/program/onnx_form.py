@@ -10,6 +10,7 @@ Source: PyTorch 2.13.0, torch.onnx.export(dynamo=True); torch/onnx/_internal/exp
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -72,6 +73,7 @@ def write_onnx(program: Any, path: Path, *, opset: int, names: Sequence[str] = (
             raise InvalidInputError(f"the name {name[:80]!r} is used twice or not printable; give other output_names")
     with quiet():
         converted = _converted(program, opset, inputs, outputs)
+        _free_names(converted.model.graph, frozenset(outputs))
         converted.model.metadata_props[EXPORTED_BY] = tools()
         converted.save(str(path))
     return OnnxForm(path, inputs, outputs)
@@ -113,6 +115,20 @@ def _converted(program: Any, opset: int, inputs: tuple[str, ...], outputs: tuple
                 " with other operators, or leave that part out of the module"
             ) from exc
         raise UnsupportedError(f"torch cannot convert the program to ONNX: {_cause(exc)}") from exc
+
+
+def _free_names(graph: Any, outputs: frozenset[str]) -> None:
+    """Rename values inside the graph that have an output's name; the exporter names outputs without looking.
+
+    Source: seen with torch 2.13.0: "Duplicate definition of name" for a module with a part of its output's name.
+    """
+    taken = outputs | {value.name for node in graph.all_nodes() for value in node.outputs}
+    shown = {id(value) for value in graph.outputs}
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if value.name in outputs and id(value) not in shown:
+                value.name = next(name for count in itertools.count() if (name := f"{value.name}_{count}") not in taken)
+                taken |= {value.name}
 
 
 def _without_form(program: Any) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -200,3 +201,21 @@ def test_a_graph_that_is_not_the_modules_is_never_written(tmp_path: Path, monkey
     ):
         dovetail.export(SmallNet().eval(), images(), path=tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
+
+
+class Words(nn.Module):
+    """Its output has the name that torch gives to a value on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(16, 4)
+
+    def forward(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"embedding": self.embedding(tokens).mean(1)}
+
+
+def test_an_output_may_have_the_name_of_a_part_of_the_module(tmp_path: Path) -> None:
+    exported = dovetail.export(Words().eval(), (torch.arange(12).reshape(2, 6),), path=tmp_path / "words")
+
+    assert [item.name for item in exported.outputs] == ["embedding"]
+    onnx.checker.check_model(str(exported.path / "model.onnx"), full_check=True)
