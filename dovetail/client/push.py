@@ -201,10 +201,9 @@ def is_program(model: Path) -> bool:
     """
     try:
         kind = kind_of(model)
+        refuse_unopenable(kind)
     except OSError as exc:
         raise unreadable(model, exc) from exc
-    try:
-        refuse_unopenable(kind)
     except InvalidInputError as exc:
         raise InvalidInputError(f"{model.name}: {exc}") from exc
     return kind is FileKind.PROGRAM

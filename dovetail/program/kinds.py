@@ -76,7 +76,9 @@ def kind_of(path: Path) -> FileKind:
         with zipfile.ZipFile(path) as archive:
             return _kind_of_zip(archive)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as exc:
-        raise InvalidInputError(f"this zip archive cannot be read: {str(exc)[:200]}") from exc
+        raise InvalidInputError(
+            f"this begins as a zip archive, like PyTorch's files, and cannot be read: {str(exc)[:200]}; is it truncated?"
+        ) from exc
 
 
 def refuse_unopenable(kind: FileKind) -> None:

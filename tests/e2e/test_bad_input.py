@@ -63,7 +63,7 @@ REFUSED_PUSHES = [
     (("m", "empty.onnx"), "'empty.onnx' is empty"),
     (("m", "text.onnx"), "not an ONNX file, or it is truncated: 21 bytes"),
     (("m", "half.onnx"), "not an ONNX file, or it is truncated"),
-    (("m", "net.pt"), "not an ONNX file but a zip archive (a PyTorch .pt"),
+    (("m", "net.pt"), "begins as a zip archive, like PyTorch's files, and cannot be read"),
     (("m", "opset.onnx"), "opset 99; this service knows up to"),
     (("m", "operator.onnx"), "no operator FlyToMoon; no backend can build this model"),
     (("../m", MODEL), "use 1 to 128 of a-z 0-9 . _ -"),
