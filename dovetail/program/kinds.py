@@ -77,7 +77,7 @@ def kind_of(path: Path) -> FileKind:
             return _kind_of_zip(archive)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as exc:
         raise InvalidInputError(
-            f"this begins as a zip archive, like PyTorch's files, and cannot be read: {str(exc)[:200]}; is it truncated?"
+            f"this begins as a zip archive, like PyTorch's files, and cannot be read: {str(exc)[:200]}; truncated?"
         ) from exc
 
 
