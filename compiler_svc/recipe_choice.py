@@ -20,11 +20,9 @@ from dovetail.negotiation import wanted_recipes
 from dovetail.offer import Objective
 from dovetail.pb.v1.registry_pb2 import Model
 from dovetail.pb.v1.storage_pb2 import ModelRecord
-from dovetail.recipe import Recipe
+from dovetail.recipe import WEIGHT_BITS, Recipe
 from dovetail.rules import EngineRules, ModelFacts, all_rules
 from dovetail.wire import model_facts
-
-_BITS = {"fp32": 32, "tf32": 32, "bf16": 16, "fp16": 16, "fp8": 8, "int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +117,7 @@ def _merit(
     rules: EngineRules, recipe: Recipe, target: Fingerprint, facts: ModelFacts, objective: Objective
 ) -> tuple[float, float, str]:
     """Smaller is more promising: bits of a weight where bytes count, then the prior speed, then the name."""
-    bits = _BITS[recipe.precision] if objective in (Objective.MEMORY, Objective.SIZE) else 0
+    bits = WEIGHT_BITS[recipe.precision] if objective in (Objective.MEMORY, Objective.SIZE) else 0
     return bits, -rules.prior(rules.contract_for(recipe, facts, target, target), target), recipe.name
 
 

@@ -46,7 +46,8 @@ from dovetail.fingerprint import Fingerprint
 from dovetail.hardware_class import HardwareClass, hardware_class, isa_class
 from dovetail.offer import Assessment, BuildOrder, Objective, Offer, Wanted
 from dovetail.ranking import Span, arranged, has_interval, rank_numbers, span
-from dovetail.recipe import Recipe
+from dovetail.recipe import WEIGHT_BITS, Recipe
+from dovetail.refusals import accuracy_too_low, never_served, unknown_engine
 from dovetail.rules import ModelFacts, Reason, Verdict, all_rules, machine, rules_for
 
 __all__ = [
@@ -67,8 +68,6 @@ GUESS = 0.9
 
 DOUBT = 0.85
 """The same for an unmeasured artifact whose verdict is SUBOPTIMAL."""
-
-_BYTES_PER_WEIGHT = {"fp32": 4.0, "tf32": 4.0, "bf16": 2.0, "fp16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,15 +204,16 @@ def _judged(
 def _fit(contract: Contract, fingerprint: Fingerprint, flaws: Iterable[Reason]) -> _Fit:
     rules = rules_for(contract.engine)
     if rules is None:
-        return _made_fit([*_never_served(contract), _unknown_engine(contract.engine), *flaws], 0.0, math.inf)
+        return _made_fit([*never_served(contract), unknown_engine(contract.engine), *flaws], 0.0, math.inf)
     found = (rule(contract, fingerprint) for rule in rules.RULES if rule is not machine.memory_fits)
-    reasons = [*_never_served(contract), *(reason for reason in found if reason is not None), *flaws]
+    reasons = [*never_served(contract), *(reason for reason in found if reason is not None), *flaws]
     return _made_fit(reasons, rules.prior(contract, fingerprint), machine.roomy_bytes(contract.device, fingerprint))
 
 
 def _own_fit(candidate: Candidate, fit: _Fit, fingerprint: Fingerprint, accuracy_floor: float) -> _Fit:
     """The same with what concerns this artifact alone: its need of memory, its accuracy."""
-    found = machine.memory_fits(candidate.manifest.contract, fingerprint), _accuracy_reason(candidate, accuracy_floor)
+    short_of_memory = machine.memory_fits(candidate.manifest.contract, fingerprint)
+    found = (short_of_memory, accuracy_too_low(candidate.accuracy, accuracy_floor))
     own = [reason for reason in found if reason is not None]
     return _made_fit([*fit.reasons, *own], fit.prior_speed, fit.roomy_bytes) if own else fit
 
@@ -348,7 +348,7 @@ def _missing(
 def _beats(item: Wanted, choice: Assessment, objective: Objective, reference: float) -> bool:
     """True if a recipe is expected to beat the choice; for memory and size by its bytes for each weight."""
     if objective in (Objective.SIZE, Objective.MEMORY):
-        return _BYTES_PER_WEIGHT[item.recipe.precision] < _BYTES_PER_WEIGHT[choice.manifest.recipe.precision]
+        return WEIGHT_BITS[item.recipe.precision] < WEIGHT_BITS[choice.manifest.recipe.precision]
     if choice.benchmark is None:
         doubt = DOUBT if choice.verdict is Verdict.SUBOPTIMAL else 1.0
         return item.prior_speed > choice.prior_speed * doubt
@@ -373,30 +373,6 @@ def _basis(offered: Sequence[Assessment]) -> str:
         return ""
     measured = sum(item.measured for item in offered)
     return "measured" if measured == len(offered) else "prior" if measured == 0 else "mixed"
-
-
-def _accuracy_reason(candidate: Candidate, floor: float) -> Reason | None:
-    if floor <= 0 or (candidate.accuracy is not None and candidate.accuracy >= floor):
-        return None
-    if candidate.accuracy is None:
-        way_out = "push the model with labelled validation samples"
-        return Reason("accuracy", Verdict.UNSUPPORTED, f"accuracy {floor:.2%}", "an artifact without a metric", way_out)
-    way_out = "lower the accuracy floor, or use an artifact of higher precision"
-    has = f"an artifact with {candidate.accuracy:.2%}"
-    return Reason("accuracy", Verdict.UNSUPPORTED, f"accuracy {floor:.2%}", has, way_out)
-
-
-def _unknown_engine(engine: str) -> Reason:
-    known = f"a version that knows {', '.join(all_rules())}"
-    return Reason("engine", Verdict.UNSUPPORTED, f"the engine {engine!r}", known, "upgrade dovetail on this machine")
-
-
-def _never_served(contract: Contract) -> tuple[Reason, ...]:
-    """Baselines are refused on every machine, the device's own check included."""
-    if not contract.baseline:
-        return ()
-    has = "a baseline, measured for comparison; never served"
-    return (Reason("baseline", Verdict.UNSUPPORTED, "an artifact that was built to be served", has),)
 
 
 def _worst_first(reasons: Iterable[Reason]) -> tuple[Reason, ...]:

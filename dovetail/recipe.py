@@ -17,7 +17,10 @@ from typing import Any
 from dovetail.digest import check_name, digest_of
 from dovetail.errors import InvalidInputError
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4")
+WEIGHT_BITS = {"fp32": 32, "tf32": 32, "bf16": 16, "fp16": 16, "fp8": 8, "int8": 8, "int4": 4}
+"""Precision -> bits of a weight as stored."""
+
+PRECISIONS = tuple(WEIGHT_BITS)
 
 Option = str | int | float | bool
 
