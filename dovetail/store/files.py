@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files in and out of a chunk store, in flat memory: a few chunks, whatever the file's size.
 
-What a file means (a model, an artifact) is the manifest's business; here it is bytes, cut at `CHUNK_BYTES`.
+What a file means (a model, an artifact) is the manifest's business, where it is cut that of `chunking`.
 """
 
 from __future__ import annotations
@@ -9,21 +9,30 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from dovetail.artifact import CHUNK_BYTES, ChunkRef
+from dovetail.artifact import ChunkRef
 from dovetail.digest import check_digest, sha256_hex
 from dovetail.errors import IntegrityError, NotFoundError
 from dovetail.store.base import ChunkStore
+from dovetail.store.chunking import Chunker, fixed
 from dovetail.store.durable import disk_errors, give_name
 
 _IN_FLIGHT = 4  # chunks held at once: enough to overlap the disk's flushes, 4 MiB of memory
 
 
-async def store_file(store: ChunkStore, path: Path) -> tuple[str, int, tuple[ChunkRef, ...]]:
+async def store_file(
+    store: ChunkStore, path: Path, *, chunker: Chunker | None = None
+) -> tuple[str, int, tuple[ChunkRef, ...]]:
     """Put a file's chunks; those that are there already are not written again.
+
+    Args:
+        store: Where they go.
+        path: The file.
+        chunker: Where it is cut; `fixed()` if not given.
 
     Returns:
         sha256 of the whole file, its size in bytes, and its chunks in order.
@@ -35,11 +44,12 @@ async def store_file(store: ChunkStore, path: Path) -> tuple[str, int, tuple[Chu
     hasher = hashlib.sha256()
     chunks: list[ChunkRef] = []
     with _open(path, "rb", f"read {path.name}") as file:
-        while batch := await asyncio.to_thread(_read_batch, file, path.name, hasher):
+        pieces = (chunker or fixed()).pieces(file)
+        while batch := await asyncio.to_thread(_next_batch, pieces, path.name, hasher):
             chunks += [ChunkRef(digest, len(piece)) for digest, piece in batch]
-            pieces = dict(batch)
-            absent = await store.missing(pieces)
-            await asyncio.gather(*(store.put(digest, pieces[digest]) for digest in sorted(absent)))
+            known = dict(batch)
+            absent = await store.missing(known)
+            await asyncio.gather(*(store.put(digest, known[digest]) for digest in sorted(absent)))
     return hasher.hexdigest(), sum(chunk.size_bytes for chunk in chunks), tuple(chunks)
 
 
@@ -90,12 +100,12 @@ async def _fetch(store: ChunkStore, chunk: ChunkRef, name: str) -> bytes:
     return piece
 
 
-def _read_batch(file: BinaryIO, name: str, hasher: hashlib._Hash) -> list[tuple[str, bytes]]:
+def _next_batch(pieces: Iterator[bytes], name: str, hasher: hashlib._Hash) -> list[tuple[str, bytes]]:
     with disk_errors(f"read {name}"):
-        pieces = [piece for _ in range(_IN_FLIGHT) if (piece := file.read(CHUNK_BYTES))]
-    for piece in pieces:
+        batch = list(islice(pieces, _IN_FLIGHT))
+    for piece in batch:
         hasher.update(piece)
-    return [(sha256_hex(piece), piece) for piece in pieces]
+    return [(sha256_hex(piece), piece) for piece in batch]
 
 
 def _append(file: BinaryIO, piece: bytes, hasher: hashlib._Hash, name: str) -> None:
