@@ -29,7 +29,8 @@ class Candidate:
         manifest: The artifact.
         benchmarks: Figures from nodes; those in the manifest are added. Of any class; records that make no sense
             (zero, negative, not finite) are left out.
-        contract_key: Equal for equal contracts, the memory apart.
+        fit_key: Equal for candidates with equal contracts, the memory apart, and equal flaws.
+        fit_key_elsewhere: The same with the flaws elsewhere.
         flaws: Reasons that hold on every machine of the class it was verified on: gate not passed, not natively.
         flaws_elsewhere: Reasons that hold on all other machines, where its gate proves nothing.
         size_bytes: Of the files that the engine loads.
@@ -43,7 +44,8 @@ class Candidate:
 
     manifest: Manifest
     benchmarks: Sequence[BenchmarkRecord] = ()
-    contract_key: str = field(init=False)
+    fit_key: str = field(init=False, repr=False)
+    fit_key_elsewhere: str = field(init=False, repr=False)
     flaws: tuple[Reason, ...] = field(init=False)
     flaws_elsewhere: tuple[Reason, ...] = field(init=False, repr=False)
     size_bytes: int = field(init=False)
@@ -58,10 +60,12 @@ class Candidate:
         manifest = self.manifest
         records = [item for item in (*manifest.benchmarks, *self.benchmarks) if _usable(item)]
         size_bytes = manifest.size_bytes
+        flaws, flaws_elsewhere = _flaws(manifest, manifest.verified), _flaws(manifest, "no")
         computed = {
-            "contract_key": _contract_key(manifest.contract),
-            "flaws": _flaws(manifest, manifest.verified),
-            "flaws_elsewhere": _flaws(manifest, "no"),
+            "fit_key": _fit_key(manifest.contract, flaws),
+            "fit_key_elsewhere": _fit_key(manifest.contract, flaws_elsewhere),
+            "flaws": flaws,
+            "flaws_elsewhere": flaws_elsewhere,
             "size_bytes": size_bytes,
             "min_memory_bytes": manifest.contract.min_memory_bytes,
             "accuracy": manifest.gate.metric_candidate,
@@ -73,13 +77,9 @@ class Candidate:
         for name, value in computed.items():
             object.__setattr__(self, name, value)
 
-    def flaws_on(self, isa_class: str) -> tuple[Reason, ...]:
-        """Reasons that hold on every machine of that class."""
-        return self.flaws if self.manifest.verified_isa in ("", isa_class) else self.flaws_elsewhere
-
-    def tail_on(self, isa_class: str) -> tuple[int, int, str]:
-        """Last part of its place on a machine of that class; a native gate comes first, then an emulated one."""
-        return self.tail if self.manifest.verified_isa in ("", isa_class) else self.tail_elsewhere
+    def at_home_on(self, isa_class: str) -> bool:
+        """True if how it was verified holds on machines of that class: `flaws`, `fit_key` and `tail` do, then."""
+        return self.manifest.verified_isa in ("", isa_class)
 
 
 def _flaws(manifest: Manifest, verified: str) -> tuple[Reason, ...]:
@@ -107,9 +107,9 @@ def _unproven(manifest: Manifest, verified: str) -> Reason:
     return Reason("verified", Verdict.SUBOPTIMAL, "a gate that ran on this class of CPU", has, way_out)
 
 
-def _contract_key(contract: Contract) -> str:
+def _fit_key(contract: Contract, flaws: tuple[Reason, ...]) -> str:
     document = {**contract.to_json(), "min_memory_bytes": 0}
-    return sys.intern(canonical_json(document).decode())
+    return sys.intern(canonical_json(document).decode() + repr(flaws))
 
 
 def _usable(record: BenchmarkRecord) -> bool:

@@ -85,7 +85,9 @@ class _Fit:
     roomy_bytes: float
 
 
-_Row = tuple[Candidate, _Fit, BenchmarkRecord | None]
+_Tail = tuple[int, int, str]
+_Row = tuple[Candidate, _Fit, BenchmarkRecord | None, _Tail]
+"""An artifact, how it fits, its figures on this class, and the last part of its place."""
 _Placed = tuple[int, _Row]
 """A row with the number of its group, equal for rows that the measurements cannot tell apart."""
 _Columns = tuple[list[float], list[float]]
@@ -120,10 +122,10 @@ def negotiate(
     refused = [row for row in rows if not row[1].offered]
     if reference is None:
         reference = _reference(offered, objective)
-    placed = _pinned(_in_order(offered, objective, reference, where.isa_class), pin)
+    placed = _pinned(_in_order(offered, objective, reference), pin)
     ranks = rank_numbers((group for group, _ in placed), first_alone=bool(pin))
     ladder = _assessed([row for _, row in placed], ranks, objective)
-    least_bad = sorted(refused, key=lambda row: (row[1].verdict, row[0].tail_on(where.isa_class)))
+    least_bad = sorted(refused, key=lambda row: (row[1].verdict, row[3]))
     others = _assessed(least_bad, repeat(0), objective)
     return Offer(
         choice=ladder[0] if ladder else None,
@@ -143,7 +145,8 @@ def check(manifest: Manifest, fingerprint: Fingerprint) -> tuple[Verdict, tuple[
     """
     isa = isa_class(fingerprint.facts.arch, fingerprint.facts.cpu_features)
     candidate = Candidate(manifest)
-    fit = _own_fit(candidate, _fit(manifest.contract, fingerprint, candidate.flaws_on(isa)), fingerprint, 0.0)
+    flaws = candidate.flaws if candidate.at_home_on(isa) else candidate.flaws_elsewhere
+    fit = _own_fit(candidate, _fit(manifest.contract, fingerprint, flaws), fingerprint, 0.0)
     return fit.verdict, fit.reasons
 
 
@@ -187,17 +190,21 @@ def _judged(
 ) -> list[_Row]:
     """One row for each candidate. Rules run once for each distinct contract, which is what makes this fast."""
     by_throughput = objective is Objective.THROUGHPUT
-    fits: dict[tuple[str, tuple[Reason, ...]], _Fit] = {}
+    isa, class_key = where.isa_class, where.key
+    fits: dict[str, _Fit] = {}
     rows: list[_Row] = []
     for candidate in candidates:
-        flaws = candidate.flaws_on(where.isa_class)
-        fit = fits.get((candidate.contract_key, flaws))
+        if candidate.at_home_on(isa):
+            key, flaws, tail = candidate.fit_key, candidate.flaws, candidate.tail
+        else:
+            key, flaws, tail = candidate.fit_key_elsewhere, candidate.flaws_elsewhere, candidate.tail_elsewhere
+        fit = fits.get(key)
         if fit is None:
-            fit = fits[candidate.contract_key, flaws] = _fit(candidate.manifest.contract, fingerprint, flaws)
+            fit = fits[key] = _fit(candidate.manifest.contract, fingerprint, flaws)
         if accuracy_floor > 0 or candidate.min_memory_bytes > fit.roomy_bytes:
             fit = _own_fit(candidate, fit, fingerprint, accuracy_floor)
         figures = candidate.throughput_figures if by_throughput else candidate.latency_figures
-        rows.append((candidate, fit, figures.get(where.key)))
+        rows.append((candidate, fit, figures.get(class_key), tail))
     return rows
 
 
@@ -230,17 +237,17 @@ def _credited(prior_speed: float) -> float:
 
 
 def _by_latency(rows: Sequence[_Row], reference: float) -> _Columns:
-    values = [reference / fit.speed if record is None else record.p50_ms for _, fit, record in rows]
-    return values, [math.inf if record is None else record.p99_ms for _, _, record in rows]
+    values = [reference / fit.speed if record is None else record.p50_ms for _, fit, record, _ in rows]
+    return values, [math.inf if record is None else record.p99_ms for _, _, record, _ in rows]
 
 
 def _by_throughput(rows: Sequence[_Row], reference: float) -> _Columns:
-    values = [-reference * fit.speed if record is None else -record.throughput for _, fit, record in rows]
-    return values, [math.inf if record is None else record.p50_ms for _, _, record in rows]
+    values = [-reference * fit.speed if record is None else -record.throughput for _, fit, record, _ in rows]
+    return values, [math.inf if record is None else record.p50_ms for _, _, record, _ in rows]
 
 
 def _by_memory(rows: Sequence[_Row], reference: float) -> _Columns:
-    measured = [0 if record is None else record.peak_rss_bytes for _, _, record in rows]
+    measured = [0 if record is None else record.peak_rss_bytes for _, _, record, _ in rows]
     needs = [row[0].min_memory_bytes or row[0].size_bytes for row in rows]
     return [float(here or need) for here, need in zip(measured, needs, strict=True)], [0.0] * len(rows)
 
@@ -257,20 +264,18 @@ _VALUES: Mapping[Objective, Callable[[Sequence[_Row], float], _Columns]] = {
 }
 
 
-def _in_order(rows: Sequence[_Row], objective: Objective, reference: float, isa: str) -> list[_Placed]:
+def _in_order(rows: Sequence[_Row], objective: Objective, reference: float) -> list[_Placed]:
     """Offered rows, best first, with their groups. The index is last so that the sort never compares rows."""
     values, ties = _VALUES[objective](rows, reference)
-    tails = [candidate.tail_on(isa) for candidate, _, _ in rows]
-    spread = [has_interval(record, objective) for _, _, record in rows]
+    spread = [record is not None and has_interval(record, objective) for _, _, record, _ in rows]
     if not any(spread):
-        verdicts = [fit.verdict for _, fit, _ in rows]
-        places = sorted(zip(values, ties, verdicts, tails, range(len(rows)), strict=True))
-        return [(place[-1], rows[place[-1]]) for place in places]
+        keys = [(value, tie, row[1].verdict, row[3]) for value, tie, row in zip(values, ties, rows, strict=True)]
+        return [(index, rows[index]) for index in sorted(range(len(rows)), key=keys.__getitem__)]
     told = zip(values, rows, strict=True)
     spans = [Span(value, value, value) if row[2] is None else span(row[2], objective) for value, row in told]
     last = [
         (record is None, fit.verdict, tail[0], -(candidate.accuracy or 0.0), tail)
-        for tail, (candidate, fit, record) in zip(tails, rows, strict=True)
+        for candidate, fit, record, tail in rows
     ]
     return [(group, rows[index]) for index, group in arranged(spans, spread, last)]
 
@@ -281,7 +286,7 @@ def _reference(rows: Iterable[_Row], objective: Objective) -> float:
     An artifact whose prior is 1 is that reference itself. The others imply it through their priors; their median is
     taken. The baseline of a record is no substitute: it is the unoptimised graph, which is slower.
     """
-    measured = [(record, fit.prior_speed) for _, fit, record in rows if record is not None and fit.prior_speed > 0]
+    measured = [(record, fit.prior_speed) for _, fit, record, _ in rows if record is not None and fit.prior_speed > 0]
     told = [item for item in measured if item[1] == 1.0] or measured
     if objective is Objective.THROUGHPUT:
         said = [record.throughput / prior_speed for record, prior_speed in told]
@@ -301,7 +306,7 @@ def _assessed(rows: Sequence[_Row], ranks: Iterable[int], objective: Objective) 
     """Assessments in that order; a rank of 0 means that it is not offered."""
     by_size, by_memory = objective is Objective.SIZE, objective is Objective.MEMORY
     found: list[Assessment] = []
-    for rank, (candidate, fit, record) in zip(ranks, rows, strict=False):
+    for rank, (candidate, fit, record, _) in zip(ranks, rows, strict=False):
         measured = by_size or (record is not None and not (by_memory and record.peak_rss_bytes == 0))
         manifest = candidate.manifest
         found.append(

@@ -308,6 +308,6 @@ def test_contracts_that_differ_in_memory_alone_are_judged_together_and_memory_ap
 
     offer = negotiate(HERE, candidates)
 
-    assert candidates[0].contract_key == candidates[1].contract_key
+    assert candidates[0].fit_key == candidates[1].fit_key
     assert [item.artifact_key for item in offer.ladder] == _keys("small")
     assert isinstance(offer.low_memory[0].manifest.contract, Contract)
