@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # One image per role, each with only what that role runs, as a user without rights.
-#   docker build --target compiler -t dovetail/compiler .        (worker | runtime | edge | cli)
+#   docker build --target compiler -t dovetail/compiler .        (worker | runtime | edge | cache | cli)
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS source
@@ -14,6 +14,7 @@ COPY dovetail dovetail
 COPY compiler_svc compiler_svc
 COPY runtime_svc runtime_svc
 COPY edge_agent edge_agent
+COPY cache_node cache_node
 
 FROM source AS build-compiler
 RUN /opt/dovetail/bin/pip install --quiet --constraint constraints.txt '.[compiler]'
@@ -24,12 +25,17 @@ RUN /opt/dovetail/bin/pip install --quiet --constraint constraints.txt '.[runtim
 FROM source AS build-edge
 RUN /opt/dovetail/bin/pip install --quiet --constraint constraints.txt '.[edge]'
 
+FROM source AS build-cache
+RUN /opt/dovetail/bin/pip install --quiet --constraint constraints.txt .
+
 FROM source AS build-cli
 RUN /opt/dovetail/bin/pip install --quiet --constraint constraints.txt '.[cli]'
 
 FROM ${PYTHON_IMAGE} AS base
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin dovetail \
- && install -d -o dovetail -g dovetail -m 0750 /data
+ && install -d -o dovetail -g dovetail -m 0750 /data \
+ && install -d -o dovetail -g dovetail -m 0700 /signing \
+ && install -d -o dovetail -g dovetail -m 0755 /trusted
 ENV PATH=/opt/dovetail/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/data
 WORKDIR /data
 VOLUME /data
@@ -53,6 +59,11 @@ FROM base AS edge
 COPY --from=build-edge /opt/dovetail /opt/dovetail
 EXPOSE 8001
 ENTRYPOINT ["python", "-m", "edge_agent"]
+
+FROM base AS cache
+COPY --from=build-cache /opt/dovetail /opt/dovetail
+EXPOSE 7003
+ENTRYPOINT ["python", "-m", "cache_node"]
 
 FROM base AS cli
 COPY --from=build-cli /opt/dovetail /opt/dovetail

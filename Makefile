@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 # Test processes; each starts its own Redis and servers.
 JOBS   ?= 2
 
-.PHONY: help demo test check fmt stubs bench coverage clean
+.PHONY: help demo test faults soak check fmt stubs bench coverage clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -23,6 +23,13 @@ demo: $(READY) ## one model in, every artifact out, served from this machine and
 
 test: $(READY) ## every test that this machine can run
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup
+
+faults: $(READY) ## kills, power cuts, full disks, slow links; a part of `make test`
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup tests/faults
+
+SOAK_MINUTES ?= 20
+soak: $(READY) ## random operations under random kills; prints a ledger of losses, duplicates and stuck jobs
+	$(BIN)/python -m tests.faults.soak --minutes $(SOAK_MINUTES)
 
 check: $(READY) ## style, types, import rules, stub drift
 	$(BIN)/ruff check

@@ -49,10 +49,11 @@ async def _serve(settings: CompilerSettings, stop: asyncio.Event) -> None:
     storage = open_storage(settings.store)
     try:
         if await wait_for_redis(storage.redis, stop, wait_s=settings.store.redis_wait_s):
+            await storage.guard.start()
             async with serving(settings, storage, SystemClock()):
                 await stop.wait()
     finally:
-        await storage.redis.aclose()
+        await storage.aclose()
 
 
 if __name__ == "__main__":

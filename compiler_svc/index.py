@@ -7,9 +7,10 @@ Implemented on Redis by `redis_index`; every durable record is also written to t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
+from compiler_svc.index_rebuild import Rebuilt
 from dovetail.artifact import Manifest
 from dovetail.benchmark import BenchmarkRecord
 from dovetail.pb.v1.fleet_pb2 import Node
@@ -47,6 +48,10 @@ class Index(Protocol):
         """Stored bytes of one manifest. NotFoundError."""
         ...
 
+    async def envelope(self, artifact_key: str) -> bytes:
+        """DSSE envelope of that manifest as its worker signed it; b"" if nobody signed it."""
+        ...
+
     async def add_benchmark(self, artifact_key: str, record: BenchmarkRecord) -> None:
         """Keep figures (the newest per hardware class, scenario, batch, threads and streams). NotFoundError."""
         ...
@@ -65,6 +70,21 @@ class Index(Protocol):
 
     async def rebuild(self) -> int:
         """Fill an empty index from the durable tier; returns how many records, 0 if the index is not empty."""
+        ...
+
+    async def repair(self, on_progress: Callable[[int], None] | None = None) -> tuple[Rebuilt, Sequence[str]]:
+        """Read the durable tier again, also if the index is not empty, and put in what it lacks.
+
+        Returns:
+            What was found, and keys of the documents that the index has records for and the durable tier lacks.
+        """
+        ...
+
+    async def retire_artifact(self, artifact_key: str) -> None:
+        """Remove the documents of an artifact that the index has no more.
+
+        Its manifest still counts for a while, since nodes may be fetching what it names.
+        """
         ...
 
     def changes(self) -> AsyncIterator[str]:

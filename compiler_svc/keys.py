@@ -30,7 +30,10 @@ class Keys:
 
     @property
     def meta(self) -> str:
-        """HASH: "epoch" (absent: the index is empty), "gen:<model>" and "gen:" for all (grow when manifests change)."""
+        """HASH: "epoch" (absent: the index is empty), "epoch_at" (server's clock in ms: when it was filled),
+        "filling:<token>" (a rebuild that has begun; gone with the rest if Redis is emptied before it is done),
+        "gen:<model>" and "gen:" for all (grow when manifests change).
+        """
         return f"{self.prefix}meta"
 
     @property
@@ -88,6 +91,46 @@ class Keys:
         """ZSET artifact key by the end of its worker's lease, server's clock in ms."""
         return f"{self.prefix}leases"
 
+    @property
+    def pins(self) -> str:
+        """ZSET owner of a pin by the time at which it ends, server's clock in ms."""
+        return f"{self.prefix}pins"
+
+    @property
+    def pins_since(self) -> str:
+        """HASH owner of a pin -> when it began, the durable tier's clock in ms: what was touched since stays."""
+        return f"{self.prefix}pins:since"
+
+    @property
+    def collector(self) -> str:
+        """HASH: "owner" of the one collection that runs, "until" by the server's clock in ms, "ended" of the last."""
+        return f"{self.prefix}collector"
+
+    @property
+    def quota_items(self) -> str:
+        """HASH "m/<model>/<version>" or "a/<artifact key>" -> "<bytes> <tenant>": what counts for whom."""
+        return f"{self.prefix}quota:items"
+
+    @property
+    def quota_used(self) -> str:
+        """HASH tenant -> sum of the bytes of its items."""
+        return f"{self.prefix}quota:used"
+
+    @property
+    def quota_limits(self) -> str:
+        """HASH tenant -> its own limit in bytes, 0 for none."""
+        return f"{self.prefix}quota:limits"
+
+    @property
+    def quota_held(self) -> str:
+        """HASH reservation -> "<bytes> <tenant>"."""
+        return f"{self.prefix}quota:held"
+
+    @property
+    def quota_until(self) -> str:
+        """ZSET reservation by the time at which it ends, server's clock in ms."""
+        return f"{self.prefix}quota:until"
+
     def versions(self, model: str) -> str:
         """HASH version -> ModelRecord."""
         return f"{self.prefix}m:{model}:versions"
@@ -111,6 +154,10 @@ class Keys:
     def manifest(self, artifact_key: str) -> str:
         """STRING: manifest document."""
         return f"{self.prefix}mf:{artifact_key}"
+
+    def envelope(self, artifact_key: str) -> str:
+        """STRING: DSSE envelope of the manifest; absent if nobody signed it."""
+        return f"{self.prefix}env:{artifact_key}"
 
     def benchmarks(self, artifact_key: str) -> str:
         """HASH "<class>/<scenario>/<batch>/<threads>/<streams>" -> benchmark record that a node reported."""
@@ -141,11 +188,36 @@ def manifest_document(artifact_key: str) -> str:
     return f"manifests/{artifact_key}"
 
 
+def envelope_document(artifact_key: str) -> str:
+    """Document key of the envelope with the signatures of a manifest."""
+    return f"envelopes/{artifact_key}"
+
+
 def link_document(model: str, version: int, artifact_key: str) -> str:
     """Document key (no content) that says: this version also uses that artifact, whose manifest names another."""
     return f"links/{model}/{version:08d}/{artifact_key}"
 
 
+def retired_document(artifact_key: str, manifest_digest: str) -> str:
+    """Document key of a manifest that was deleted or replaced, see `compiler_svc.collection.retirement`."""
+    return f"retired/{artifact_key}/{manifest_digest}"
+
+
+def quota_document(tenant: str) -> str:
+    """Document key of {"limit_bytes": n}, a tenant's own limit."""
+    return f"quotas/{tenant}"
+
+
 def benchmark_document(artifact_key: str, figure: str) -> str:
     """Document key of a reported benchmark record; `figure` is the digest of what it measures."""
     return f"benchmarks/{artifact_key}/{figure}"
+
+
+def model_item(model: str, version: int) -> str:
+    """How a model version is called where bytes are counted for tenants."""
+    return f"m/{model}/{version}"
+
+
+def artifact_item(artifact_key: str) -> str:
+    """How an artifact is called where bytes are counted for tenants."""
+    return f"a/{artifact_key}"

@@ -29,7 +29,7 @@ from dovetail.fingerprint import Fingerprint
 from dovetail.hardware_class import hardware_class
 from dovetail.negotiation import Candidate, Objective, Offer, Wanted, negotiate, wanted_builds, wanted_recipes
 from dovetail.pb.v1 import artifacts_pb2 as pb
-from dovetail.pb.v1.compiler_pb2 import Build, BuildPhase
+from dovetail.pb.v1.compiler_pb2 import BUILD_PRIORITY_BACKGROUND, BUILD_PRIORITY_NODE, Build, BuildPhase
 from dovetail.pb.v1.storage_pb2 import ModelRecord
 from dovetail.recipe import Recipe
 from dovetail.rules import ModelFacts, rules_for
@@ -234,7 +234,8 @@ class OfferDesk:
         for name, plan in plans.items():
             calibrated = facts.has_calibration or not plan.recipe.needs_calibration
             if name in promising and calibrated and plan.job is not None:
-                phases[name] = (await self._orders.submit(plan)).phase
+                priority = BUILD_PRIORITY_BACKGROUND if offer.choice is not None else BUILD_PRIORITY_NODE
+                phases[name] = (await self._orders.submit(plan, priority=priority)).phase
                 _log.info("offer.ordered key=%s recipe=%s node=%s", plan.artifact_key, name, question.node)
         return phases
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build orders: which recipes of which machines, submitted once each, and their progress.
+"""Build orders: which recipes of which machines, submitted once each, and their progress; resumed where it broke off.
 
 Planning itself is pure and in `planning`, which machines are meant is in `targets`, which recipes in `recipe_choice`,
 how long it may take in `search_budget`; how jobs are kept and routed is the job queue's business.
@@ -8,12 +8,13 @@ how long it may take in `search_budget`; how jobs are kept and routed is the job
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from compiler_svc.completeness import Completeness
 from compiler_svc.index import Index
 from compiler_svc.jobs.base import JobQueue
+from compiler_svc.jobs.event_hub import check_event_id
 from compiler_svc.planning import PlannedBuild, builders, plan_builds
 from compiler_svc.proving import Builder
 from compiler_svc.recipe_choice import Choice, choose_recipes, refusal_of
@@ -24,7 +25,7 @@ from compiler_svc.targets import choose_targets, known_classes
 from compiler_svc.waiting import WaitingOrders
 from dovetail.artifact import Manifest
 from dovetail.digest import check_digest, check_name
-from dovetail.errors import NotFoundError, OverLimitError
+from dovetail.errors import InvalidInputError, NotFoundError, OverLimitError, UnavailableError
 from dovetail.hardware_class import hardware_class
 from dovetail.pb.v1 import compiler_pb2 as pb
 from dovetail.pb.v1.storage_pb2 import ModelRecord
@@ -36,6 +37,9 @@ _log = logging.getLogger(__name__)
 ENDED = frozenset({pb.BUILD_PHASE_READY, pb.BUILD_PHASE_FAILED, pb.BUILD_PHASE_CANCELLED})
 MAX_RECIPES = 256
 """Recipe names in one order; all engines together know a few dozen."""
+
+MAX_WATCHED = 1024
+"""Builds in one WatchBuilds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,11 @@ class _Order:
     extra: tuple[PlannedBuild, ...]
     refused: tuple[pb.Build, ...]
 
+    @property
+    def plans(self) -> tuple[PlannedBuild, ...]:
+        """All of them, in the order in which they are submitted."""
+        return (*self.default, *self.extra)
+
 
 class BuildOrders:
     """Ordering and watching builds; safe for concurrent calls of one event loop."""
@@ -67,35 +76,59 @@ class BuildOrders:
         """Order what the request names and follow it until every build has ended.
 
         Builds that no live worker can do are told once, in phase UNROUTED, and kept until one can; the stream does not
-        wait for them.
+        wait for them. With `after_event_id` it is followed from there, and only what nobody knows is ordered.
 
         Raises:
-            InvalidInputError: Bad name, version, fingerprint, class, objective or budget.
+            InvalidInputError: Bad name, version, fingerprint, class, objective, budget, priority or event id.
             NotFoundError: No such model, version, recipe or hardware class.
             PreconditionError: A named recipe needs calibration samples, or the machine can use no recipe.
             UnsupportedError: A named recipe's engine cannot run the model.
             UnavailableError: The index or queue does not answer, or no machine was named and no worker is alive.
         """
+        check_priority(request.priority)
+        after = check_event_id(request.after_event_id)
         order = await self._plan(request)
-        for build in order.refused:
-            yield pb.BuildEvent(build=build)
-        for plan in (*order.default, *order.extra):
-            if plan.job is None:
-                yield pb.BuildEvent(build=_unrouted(request.model, plan))
+        total = len(order.refused) + len(order.plans)
+        unrouted = (_unrouted(request.model, plan) for plan in order.plans if plan.job is None)
+        for build in (*order.refused, *unrouted):
+            yield pb.BuildEvent(build=build, builds=total)
         running: list[str] = []
         for build in await self._submit_all(order, request):
-            if build.phase in ENDED:
-                yield pb.BuildEvent(build=build)
+            if build.phase in ENDED and not after:
+                yield pb.BuildEvent(build=build, builds=total)
             else:
                 running.append(build.artifact_key)
-        if running:
-            async for event in self._jobs.watch(running):
+        try:
+            async for event in self._followed(running, after, with_log=request.with_log, total=total):
                 yield event
+        except NotFoundError as exc:  # all were there a moment ago
+            raise UnavailableError("Redis lost a build that was ordered just now; order it again") from exc
 
-    async def submit(self, plan: PlannedBuild, *, force: bool = False) -> pb.Build:
+    async def watch(self, request: pb.WatchBuildsRequest) -> AsyncIterator[pb.BuildEvent]:
+        """Follow builds without ordering any.
+
+        Raises:
+            InvalidInputError: Bad key or event id, no key.
+            OverLimitError: More than 1024 keys.
+            NotFoundError: There is no such build.
+            UnavailableError: The queue does not answer.
+        """
+        keys = list(dict.fromkeys(check_digest(key, "artifact key") for key in request.artifact_keys))
+        if not keys:
+            raise InvalidInputError("no build to watch was named; `dovetail jobs` lists them")
+        if len(keys) > MAX_WATCHED:
+            raise OverLimitError(f"{len(keys)} builds to watch at once, at most {MAX_WATCHED} are")
+        after = check_event_id(request.after_event_id)
+        async for event in self._followed(keys, after, with_log=request.with_log, total=len(keys)):
+            yield event
+
+    async def submit(
+        self, plan: PlannedBuild, *, force: bool = False, priority: pb.BuildPriority = pb.BUILD_PRIORITY_NODE
+    ) -> pb.Build:
         """Order one planned build that has a job; a known result that is no longer complete is built again."""
         if plan.job is None:
             return _unrouted("", plan)
+        plan.job.priority = priority
         build = await self._jobs.submit(plan.job, force=force)
         if build.phase == pb.BUILD_PHASE_READY and build.cached and not await self._is_complete(build.artifact_key):
             _log.warning("build.again key=%s why=incomplete", build.artifact_key)
@@ -124,16 +157,30 @@ class BuildOrders:
         if model:
             check_name(model, "model name")
         builds = await self._jobs.list(model, check_version(version))
+        return [*await self.waiting(model, version), *builds]
+
+    async def waiting(self, model: str = "", version: int = 0) -> list[pb.Build]:
+        """Orders that no live worker covers, as builds without a key. Raises UnavailableError."""
         waiting = await self._waiting.waiting(model, version)
-        return [*(_unrouted(wish.model, plan, wish.version) for wish, plan in waiting if plan.job is None), *builds]
+        return [_unrouted(wish.model, plan, wish.version) for wish, plan in waiting if plan.job is None]
 
     async def place_waiting(self) -> None:
-        """Place orders that waited for a worker as soon as one is there, until cancelled."""
+        """Place orders that waited for a worker as soon as one is there, until cancelled.
+
+        Nobody watches them any more, so they have a node's priority.
+        """
         await self._waiting.run(self.submit)
 
     async def cancel(self, artifact_key: str) -> pb.Build:
         """Ask for a build to stop. Raises InvalidInputError, NotFoundError, PreconditionError, UnavailableError."""
         return await self._jobs.cancel(check_digest(artifact_key, "artifact key"))
+
+    async def _followed(
+        self, artifact_keys: Sequence[str], after: str, *, with_log: bool, total: int
+    ) -> AsyncIterator[pb.BuildEvent]:
+        if artifact_keys:
+            async for event in self._jobs.watch(artifact_keys, after=after, with_log=with_log):
+                yield pb.BuildEvent(event_id=event.event_id, build=event.build, builds=total)
 
     async def _plan(self, request: pb.CompileRequest) -> _Order:
         check_name(request.model, "model name")
@@ -155,15 +202,30 @@ class BuildOrders:
 
     async def _submit_all(self, order: _Order, request: pb.CompileRequest) -> list[pb.Build]:
         """Submit what has a job, the default builds first, and let the clock run for the extra ones."""
-        plans = [plan for plan in (*order.default, *order.extra) if plan.job is not None]
-        before = {build.artifact_key: build.phase for build in await self._jobs.list(request.model)}
+        plans = [plan for plan in order.plans if plan.job is not None]
+        known = {build.artifact_key: build for build in await self._jobs.list(request.model)}
+        if request.after_event_id:  # resumed: what was cancelled or failed since is not wanted again
+            resumed = [known[plan.artifact_key] for plan in plans if plan.artifact_key in known]
+            plans = [plan for plan in plans if plan.artifact_key not in known]
+            return [*resumed, *(await self._submit_new(plans, order, request, {}))]
+        return await self._submit_new(plans, order, request, {key: build.phase for key, build in known.items()})
+
+    async def _submit_new(
+        self,
+        plans: Sequence[PlannedBuild],
+        order: _Order,
+        request: pb.CompileRequest,
+        before: Mapping[str, pb.BuildPhase],
+    ) -> list[pb.Build]:
         ready = [plan for plan in plans if before.get(plan.artifact_key) == pb.BUILD_PHASE_READY and not request.force]
         share_s = measuring_share(request.budget_s, len(plans) - len(ready))
         for plan in plans:
             if plan.job is not None:
                 plan.job.measure_budget_s = share_s
                 plan.job.objective = objective_message(read_objective(request.objective))
-        builds = [await self.submit(plan, force=request.force) for plan in plans]
+        force = request.force and not request.after_event_id
+        priority = request.priority or pb.BUILD_PRIORITY_INTERACTIVE
+        builds = [await self.submit(plan, force=force, priority=priority) for plan in plans]
         begun_by_others = {key for key, phase in before.items() if phase not in ENDED}
         extra = {plan.artifact_key for plan in order.extra} - begun_by_others
         waiting = [build.artifact_key for build in builds if build.artifact_key in extra and build.phase not in ENDED]
@@ -176,6 +238,12 @@ class BuildOrders:
         except NotFoundError:
             return False
         return bool(await self._completeness.complete([manifest]))
+
+
+def check_priority(priority: pb.BuildPriority) -> None:
+    """Raises InvalidInputError for a number that is no priority."""
+    if priority not in pb.BuildPriority.values():
+        raise InvalidInputError(f"build priority number {priority} is not known to this version")
 
 
 def _default_plans(

@@ -57,8 +57,13 @@ class PlannedBuild:
 
 
 def builders(workers: Iterable[WorkerRecord]) -> tuple[Builder, ...]:
-    """Workers with readable fingerprints, newest tools first, so that equal sets of workers give equal keys."""
-    found = [Builder(worker, Fingerprint.from_bytes(worker.fingerprint_json)) for worker in workers]
+    """Workers with readable fingerprints, newest tools first, so that equal sets of workers give equal keys.
+
+    Those that are draining do not count, unless there is no other: then an order waits for who comes in their place.
+    """
+    live = list(workers)
+    staying = [worker for worker in live if not worker.draining] or live
+    found = [Builder(worker, Fingerprint.from_bytes(worker.fingerprint_json)) for worker in staying]
     return tuple(sorted(found, key=lambda item: (_versions(item.record), item.record.id), reverse=True))
 
 

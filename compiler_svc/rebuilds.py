@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 from compiler_svc.index import Index
 from compiler_svc.jobs.base import JobQueue
+from compiler_svc.orders import check_priority
 from compiler_svc.planning import builders
 from compiler_svc.proving import Builder, ProvingPlace, proving_places
 from compiler_svc.targets import known_classes
@@ -35,26 +36,31 @@ class Rebuilds:
         self._index = index
         self._jobs = jobs
 
-    async def rebuild(self, artifact_key: str) -> AsyncIterator[pb.BuildEvent]:
+    async def rebuild(
+        self, artifact_key: str, priority: pb.BuildPriority = pb.BUILD_PRIORITY_BACKGROUND
+    ) -> AsyncIterator[pb.BuildEvent]:
         """Order the build again and follow it; the message of the READY event compares the files.
 
         Raises:
-            InvalidInputError: Not an artifact key.
+            InvalidInputError: Not an artifact key, or not a priority.
             NotFoundError: No such artifact, or its model version is gone.
             PreconditionError: No live worker has its tools.
             UnavailableError: The index or queue does not answer.
         """
+        check_priority(priority)
         key = check_digest(artifact_key, "artifact key")
         before = Manifest.from_bytes(await self._index.manifest(key))
         await self._index.model(before.model, before.version)
         job = await self._job(before)
+        job.priority = priority or pb.BUILD_PRIORITY_BACKGROUND
         build = await self._jobs.submit(job, force=True)
         _log.info("build.rebuild key=%s recipe=%s phase=%s", key, before.recipe.name, pb.BuildPhase.Name(build.phase))
         async for event in self._jobs.watch([key]):
-            if event.build.phase == pb.BUILD_PHASE_READY:
+            told = pb.BuildEvent(event_id=event.event_id, build=event.build, builds=1)
+            if told.build.phase == pb.BUILD_PHASE_READY:
                 after = Manifest.from_bytes(await self._index.manifest(key))
-                event.build.message = compared(before, after)
-            yield event
+                told.build.message = compared(before, after)
+            yield told
 
     async def _job(self, manifest: Manifest) -> BuildJob:
         workers = await self._jobs.workers()

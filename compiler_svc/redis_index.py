@@ -12,12 +12,15 @@ import json
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
-from compiler_svc.index_rebuild import IndexRebuild
+from compiler_svc.collection.retirement import retire
+from compiler_svc.collection.roots import DEFAULT_TENANT
+from compiler_svc.index_rebuild import IndexRebuild, OnProgress, Rebuilt
 from compiler_svc.jobs.policy import QueuePolicy
 from compiler_svc.keys import (
     Keys,
     alias_document,
     benchmark_document,
+    envelope_document,
     link_document,
     manifest_document,
     model_document,
@@ -68,7 +71,9 @@ class RedisIndex:
         stored.model.ClearField("aliases")
         data = stored.SerializeToString()
         await self._documents.put(model_document(name, number), data)
-        winner = await self._run("register_version", name, number, content, data)
+        size_bytes = sum(file.size_bytes for file in stored.files)
+        tenant = stored.tenant or DEFAULT_TENANT
+        winner = await self._run("register_version", name, number, content, data, tenant, size_bytes)
         if winner == number:
             return stored, True
         await self._documents.delete(model_document(name, number))  # an equal push was faster
@@ -76,8 +81,17 @@ class RedisIndex:
 
     async def model(self, name: str, version: int = 0, alias: str = "") -> ModelRecord:
         """See `Index.model`."""
-        await self._ensure_filled()
-        records = await self._versions(check_name(name, "model name"))
+        check_name(name, "model name")
+        while True:
+            epoch = await self._ensure_filled()
+            try:
+                return await self._model(name, version, alias)
+            except NotFoundError:
+                if await self._ensure_filled() == epoch:  # else Redis was emptied meanwhile, which says nothing
+                    raise
+
+    async def _model(self, name: str, version: int, alias: str) -> ModelRecord:
+        records = await self._versions(name)
         if not records:
             known = ", ".join(sorted(await self._names())) or "none yet"
             raise NotFoundError(f"there is no model {name!r}; models: {known}. Push one with `dovetail push`")
@@ -120,10 +134,7 @@ class RedisIndex:
         for alias in aliases:
             await self._documents.delete(alias_document(name, alias.decode()))
         for orphan in orphans:
-            key = orphan.decode()
-            await self._documents.delete(manifest_document(key))
-            for document in await self._documents.keys(f"benchmarks/{key}/"):
-                await self._documents.delete(document)
+            await self.retire_artifact(orphan.decode())
         self._listed.pop(name, None)
         return len(removed)
 
@@ -143,11 +154,23 @@ class RedisIndex:
     async def manifest(self, artifact_key: str) -> bytes:
         """See `Index.manifest`."""
         check_digest(artifact_key, "artifact key")
-        await self._ensure_filled()
-        found = await self._loaded([artifact_key])
-        if artifact_key not in found:
-            raise self._no_artifact(artifact_key)
-        return found[artifact_key][1]
+        while True:
+            epoch = await self._ensure_filled()
+            found = await self._loaded([artifact_key])
+            if artifact_key in found:
+                return found[artifact_key][1]
+            if await self._ensure_filled() == epoch:  # else Redis was emptied meanwhile, which says nothing
+                raise self._no_artifact(artifact_key)
+
+    async def envelope(self, artifact_key: str) -> bytes:
+        """See `Index.envelope`; what Redis lacks is taken from the durable tier and put right in Redis."""
+        key = self._keys.envelope(check_digest(artifact_key, "artifact key"))
+        data: bytes | None = await self._redis.call("GET", key)
+        if data is None:
+            data = await self._documents.get(envelope_document(artifact_key))
+            if data:
+                await self._redis.call("SET", key, data, "NX")
+        return data or b""
 
     async def add_benchmark(self, artifact_key: str, record: BenchmarkRecord) -> None:
         """See `Index.add_benchmark`."""
@@ -195,8 +218,7 @@ class RedisIndex:
         Raises:
             UnavailableError: Redis does not answer; begin again later.
         """
-        seconds, micros = await self._redis.call("TIME")
-        position = f"{int(seconds) * 1000 + int(micros) // 1000 - CHANGES_OVERLAP_MS}-0"
+        position = f"{await self._now_ms() - CHANGES_OVERLAP_MS}-0"
         while True:
             reply = await self._redis.call(
                 "XREAD", "COUNT", 500, "BLOCK", MAX_BLOCK_MS, "STREAMS", self._keys.changes, position
@@ -211,16 +233,51 @@ class RedisIndex:
         async with self._rebuilding:
             if await self._redis.call("HEXISTS", self._keys.meta, "epoch"):
                 return 0
-            return await IndexRebuild(self._redis, self._documents, self._keys).run()
+            return (await self._rebuilt(None)).restored
+
+    async def repair(self, on_progress: OnProgress | None = None) -> tuple[Rebuilt, Sequence[str]]:
+        """See `Index.repair`."""
+        async with self._rebuilding:
+            rebuilt = await self._rebuilt(on_progress)
+        return rebuilt, await self._only_here(rebuilt)
 
     # --- inside
 
     async def _run(self, name: str, *arguments: Part) -> Reply:
         return await self._redis.run(index_script(name), self._keys.prefix, *arguments)
 
-    async def _ensure_filled(self) -> None:
-        if not await self._redis.call("HEXISTS", self._keys.meta, "epoch"):
+    async def _ensure_filled(self) -> bytes:
+        """Fill the index if it is empty; returns its epoch, which is another one after each time it was emptied."""
+        while not (epoch := await self._redis.call("HGET", self._keys.meta, "epoch")):
             await self.rebuild()
+        return bytes(epoch)
+
+    async def _rebuilt(self, on_progress: OnProgress | None) -> Rebuilt:
+        return await IndexRebuild(self._redis, self._documents, self._keys, on_progress=on_progress).run()
+
+    async def _only_here(self, rebuilt: Rebuilt) -> Sequence[str]:
+        """Documents that there ought to be: what the index has and a rebuild did not find, and still does not."""
+        names = await self._names()
+        stored = await self._redis.call_all([("HKEYS", self._keys.versions(name)) for name in names])
+        versions = {(name, int(number)) for name, numbers in zip(names, stored, strict=True) for number in numbers}
+        artifacts = {key.decode() for key in await self._redis.call("HKEYS", self._keys.digests)}
+        lacking = [model_document(name, number) for name, number in sorted(versions - rebuilt.versions)]
+        lacking += [manifest_document(key) for key in sorted(artifacts - rebuilt.artifacts)]
+        return [key for key in lacking if await self._documents.get(key) is None]  # what came meanwhile is there
+
+    async def retire_artifact(self, artifact_key: str) -> None:
+        """See `Index.retire_artifact`."""
+        data = await self._documents.get(manifest_document(artifact_key))
+        if data is not None:
+            await retire(self._redis, self._documents, artifact_key, data)
+        await self._documents.delete(manifest_document(artifact_key))
+        await self._documents.delete(envelope_document(artifact_key))
+        for document in await self._documents.keys(f"benchmarks/{artifact_key}/"):
+            await self._documents.delete(document)
+
+    async def _now_ms(self) -> int:
+        seconds, micros = await self._redis.call("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
 
     async def _names(self) -> list[str]:
         return [name.decode() for name in await self._redis.call("HKEYS", self._keys.models)]
@@ -262,24 +319,29 @@ class RedisIndex:
 
     async def _artifacts(self, model: str) -> Sequence[_Artifact]:
         """What a model has, or all have (""): from this process' memory while the model's counter stands still."""
-        stamp = await self._stamp(model)
-        if stamp[0] is None:
-            await self.rebuild()
+        while True:
             stamp = await self._stamp(model)
-        known = self._listed.get(model)
-        if known is not None and known[0] == stamp:
-            return known[1]
+            known = self._listed.get(model)
+            if known is not None and known[0] == stamp:
+                return known[1]
+            if stamp[0] is None:
+                await self.rebuild()
+                continue
+            artifacts = await self._all_artifacts(model)
+            if (await self._stamp(model))[0] == stamp[0]:  # else Redis was emptied meanwhile, and this may be a part
+                self._listed[model] = (stamp, artifacts)
+                return artifacts
+
+    async def _all_artifacts(self, model: str) -> Sequence[_Artifact]:
         names = [model] if model else sorted(await self._names())
         stored = await self._redis.call_all([("HGETALL", self._keys.artifacts(name)) for name in names])
-        artifacts = [
+        return [
             (int(version), key, digest.decode())
             for members in stored
             for member, digest in sorted(members.items())
             if digest
             for version, _, key in [member.decode().partition("/")]
         ]
-        self._listed[model] = (stamp, artifacts)
-        return artifacts
 
     async def _stamp(self, model: str) -> _Stamp:
         epoch, generation = await self._redis.call("HMGET", self._keys.meta, "epoch", f"gen:{model}")

@@ -10,15 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from compiler_svc.collection.pins import Pins
+from compiler_svc.collection.quota import Quotas, Reservation
 from compiler_svc.expectation import refuse_other_signature
 from compiler_svc.index import Index
 from compiler_svc.intake.limits import PROGRAM_FILE, WEIGHTS_FILE, FleetTarget, ModelLimits
 from compiler_svc.scratch import scratch_directory
-from compiler_svc.upload import Upload, UploadLimits, receive_upload
+from compiler_svc.upload import (
+    Upload,
+    UploadLimits,
+    announced_bytes,
+    receive_header,
+    receive_upload,
+    tenant_of,
+)
 from compiler_svc.worker.build_spec import IntakeOutcome, IntakeSpec
 from compiler_svc.worker.child_failure import ChildFailure
 from dovetail.accuracy import DEFAULT_LABEL_ARRAY
@@ -57,14 +66,33 @@ class RegistryOptions:
     concurrent_intakes: int = 2
 
 
+@dataclass(frozen=True, slots=True)
+class _KeptFile:
+    """A file of a model version that is kept: its role, its name in the record, and where it is now."""
+
+    role: pb.FileRole
+    name: str
+    path: Path
+
+
 class ModelRegistry:
     """Pushing and naming models; safe for concurrent calls of one event loop."""
 
     def __init__(
-        self, index: Index, store: ChunkStore, *, run_intake: IntakeRunner, clock: Clock, options: RegistryOptions
+        self,
+        index: Index,
+        store: ChunkStore,
+        *,
+        quotas: Quotas,
+        pins: Pins,
+        run_intake: IntakeRunner,
+        clock: Clock,
+        options: RegistryOptions,
     ) -> None:
         self._index = index
         self._store = store
+        self._quotas = quotas
+        self._pins = pins
         self._run_intake = run_intake
         self._clock = clock
         self._options = options
@@ -75,18 +103,18 @@ class ModelRegistry:
 
         Raises:
             InvalidInputError: The stream, the model or the samples are wrong.
-            OverLimitError: Over a limit, or no room.
+            OverLimitError: Over a limit or the tenant's quota, or no room.
             UnsupportedError: An opset or operator that no backend supports.
             UnavailableError: The index or store does not answer; nothing was registered.
         """
-        async with scratch_directory(self._options.scratch, "push-") as directory:
-            upload = await receive_upload(parts, directory, self._options.upload)
-            outcome = await self._intake(directory, upload)
-            record = await self._record(upload, outcome)
-            stored, created = await self._index.add_model(record)
+        header = await receive_header(parts, self._options.upload)
+        what = f"push of {header.name}"
+        async with self._quotas.reserved(tenant_of(header), announced_bytes(header), what=what) as reservation:
+            outcome, stored, created = await self._push(header, parts, reservation)
         _log.info(
-            "model.pushed name=%s version=%d created=%s size_bytes=%d model_digest=%s",
-            stored.model.name, stored.model.version, created, stored.model.size_bytes, stored.model.model_digest[:12],
+            "model.pushed name=%s version=%d created=%s tenant=%s size_bytes=%d model_digest=%s",
+            stored.model.name, stored.model.version, created, reservation.tenant, stored.model.size_bytes,
+            stored.model.model_digest[:12],
         )  # fmt: skip
         return pb.PushModelResponse(model=stored.model, created=created, notes=outcome.notes)
 
@@ -120,6 +148,19 @@ class ModelRegistry:
         _log.info("model.deleted name=%s version=%d versions=%d", request.name, request.version, count)
         return count
 
+    async def _push(
+        self, header: pb.PushHeader, parts: AsyncIterator[pb.PushModelRequest], reservation: Reservation
+    ) -> tuple[IntakeOutcome, ModelRecord, bool]:
+        async with scratch_directory(self._options.scratch, "push-") as directory:
+            upload = await receive_upload(header, parts, directory, self._options.upload)
+            outcome = await self._intake(directory, upload)
+            kept = _kept_files(upload, outcome)
+            await reservation.resize(sum(file.path.stat().st_size for file in kept))
+            async with self._pins.held(f"push-{reservation.name}"):
+                record = await self._record(upload, outcome, kept)
+                stored, created = await self._index.add_model(record)
+        return outcome, stored, created
+
     async def _intake(self, directory: Path, upload: Upload) -> IntakeOutcome:
         spec = IntakeSpec(
             model_file=upload.file_of(pb.FILE_ROLE_MODEL),
@@ -147,21 +188,13 @@ class ModelRegistry:
         refuse_other_signature("output", upload.expected_outputs, outcome.outputs)
         return outcome
 
-    async def _record(self, upload: Upload, outcome: IntakeOutcome) -> ModelRecord:
-        files = [await self._stored(pb.FILE_ROLE_MODEL, "model.onnx", outcome.model)]
-        if outcome.weights is not None:
-            files.append(await self._stored(pb.FILE_ROLE_WEIGHTS, WEIGHTS_FILE, outcome.weights))
-        if outcome.program is not None:
-            files.append(await self._stored(pb.FILE_ROLE_PROGRAM, PROGRAM_FILE, outcome.program))
-        for role, name in ((pb.FILE_ROLE_CALIBRATION, "calibration.npz"), (pb.FILE_ROLE_VALIDATION, "validation.npz")):
-            received = upload.one(role)
-            if received is not None:
-                files.append(await self._stored(role, name, received.path))
+    async def _record(self, upload: Upload, outcome: IntakeOutcome, kept: Sequence[_KeptFile]) -> ModelRecord:
         return ModelRecord(
             model=self._model(upload, outcome),
-            files=files,
+            files=[await self._stored(file.role, file.name, file.path) for file in kept],
             calibration_digest=outcome.calibration.digest,
             validation_digest=outcome.validation.digest,
+            tenant=upload.tenant,
         )
 
     async def _stored(self, role: pb.FileRole, name: str, path: Path) -> StoredFile:
@@ -192,6 +225,20 @@ class ModelRegistry:
             program=outcome.release,
             export_check=export_check_message(outcome.export) if outcome.export else None,
         )
+
+
+def _kept_files(upload: Upload, outcome: IntakeOutcome) -> tuple[_KeptFile, ...]:
+    """What is kept of a push: the graph as intake wrote it with its weights, the program, and the samples."""
+    files = [_KeptFile(pb.FILE_ROLE_MODEL, "model.onnx", outcome.model)]
+    if outcome.weights is not None:
+        files.append(_KeptFile(pb.FILE_ROLE_WEIGHTS, WEIGHTS_FILE, outcome.weights))
+    if outcome.program is not None:
+        files.append(_KeptFile(pb.FILE_ROLE_PROGRAM, PROGRAM_FILE, outcome.program))
+    for role, name in ((pb.FILE_ROLE_CALIBRATION, "calibration.npz"), (pb.FILE_ROLE_VALIDATION, "validation.npz")):
+        received = upload.one(role)
+        if received is not None:
+            files.append(_KeptFile(role, name, received.path))
+    return tuple(files)
 
 
 def resolved_policy(policy: pb.AccuracyPolicy, *, labelled: bool) -> pb.AccuracyPolicy:

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from compiler_svc.collection.settings import CollectionSettings
 from compiler_svc.intake.limits import OLDEST_OPSET, FleetTarget, ModelLimits
 from compiler_svc.shared_settings import StoreSettings, scratch_dir
 from compiler_svc.upload import UploadLimits
 from compiler_svc.worker.build_spec import ChildLimits
 from dovetail.log import LEVELS
 from dovetail.rpc.address import check_address
+from dovetail.rpc.chunk_sender import SendLimits
 from dovetail.settings import SettingsReader
 
 
@@ -30,6 +32,8 @@ class CompilerSettings:
         model: What a pushed model may be.
         target: Newest stamps that the oldest runtime of the fleet loads; pushed models are brought to them.
         concurrent_intakes: Such children at once.
+        fetch: What handing out chunks may cost.
+        collection: When what nobody needs is collected, and how fast the rest is verified.
         grace_s: How long running calls may go on after SIGTERM.
         log_level: debug, info, warning or error.
         log_json: JSON lines; None means unless on a terminal.
@@ -44,6 +48,8 @@ class CompilerSettings:
     model: ModelLimits
     target: FleetTarget
     concurrent_intakes: int
+    fetch: SendLimits
+    collection: CollectionSettings
     grace_s: float
     log_level: str
     log_json: bool | None
@@ -75,6 +81,8 @@ class CompilerSettings:
                 ir_version=read.integer("DOVETAIL_FLEET_IR", target.ir_version, low=7, high=64),
             ),
             concurrent_intakes=read.integer("DOVETAIL_CONCURRENT_INTAKES", 2, low=1, high=64),
+            fetch=SendLimits.read(read),
+            collection=CollectionSettings.read(read),
             grace_s=read.number("DOVETAIL_STOP_GRACE_S", 5.0, low=0.0, high=600.0),
             log_level=read.choice("DOVETAIL_LOG_LEVEL", "info", LEVELS),
             log_json=read.optional_flag("DOVETAIL_LOG_JSON"),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from compiler_svc.collection.roots import DEFAULT_TENANT
 from compiler_svc.scratch import SETTING, disk_call
 from dovetail.digest import check_digest, check_name
 from dovetail.errors import InvalidInputError, OverLimitError
@@ -84,6 +85,7 @@ class Upload:
         ranges: Declared sizes of free dimensions; whether they fit the model is intake's business.
         expected_inputs: Signature that the client takes for granted; empty: any.
         expected_outputs: The same.
+        tenant: Whose quota it counts for.
     """
 
     model: str
@@ -92,6 +94,7 @@ class Upload:
     ranges: tuple[DimRange, ...] = ()
     expected_inputs: tuple[TensorSpec, ...] = ()
     expected_outputs: tuple[TensorSpec, ...] = ()
+    tenant: str = DEFAULT_TENANT
 
     def one(self, role: pb.FileRole) -> ReceivedFile | None:
         """The file of a role of which there is at most one."""
@@ -103,11 +106,28 @@ class Upload:
         return received.path.name if received else ""
 
 
-async def receive_upload(parts: AsyncIterator[pb.PushModelRequest], directory: Path, limits: UploadLimits) -> Upload:
-    """Read the stream to its end.
+async def receive_header(parts: AsyncIterator[pb.PushModelRequest], limits: UploadLimits) -> pb.PushHeader:
+    """Read the first message, which says what will come.
+
+    Raises:
+        InvalidInputError: Not as the protocol says.
+        OverLimitError: More is announced than is accepted.
+    """
+    first = await anext(aiter(parts), None)
+    if first is None or first.WhichOneof("part") != "header":
+        raise InvalidInputError("a push must begin with its header: model name and the list of files")
+    check_header(first.header, limits)
+    return first.header
+
+
+async def receive_upload(
+    header: pb.PushHeader, parts: AsyncIterator[pb.PushModelRequest], directory: Path, limits: UploadLimits
+) -> Upload:
+    """Read the stream behind its header to its end.
 
     Args:
-        parts: The client's messages.
+        header: As `receive_header` returned it.
+        parts: The client's further messages.
         directory: Private and empty; the caller removes it.
         limits: What is accepted.
 
@@ -115,11 +135,6 @@ async def receive_upload(parts: AsyncIterator[pb.PushModelRequest], directory: P
         InvalidInputError: Not as the protocol says, or a size or digest does not match.
         OverLimitError: Over a limit, or the disk is full.
     """
-    first = await anext(aiter(parts), None)
-    if first is None or first.WhichOneof("part") != "header":
-        raise InvalidInputError("a push must begin with its header: model name and the list of files")
-    header = first.header
-    check_header(header, limits)
     files: list[ReceivedFile] = []
     source = _Data(parts, limits)
     for index, announced in enumerate(header.files):
@@ -132,7 +147,18 @@ async def receive_upload(parts: AsyncIterator[pb.PushModelRequest], directory: P
         ranges=tuple(read_range(item) for item in header.ranges),
         expected_inputs=tuple(read_tensor_spec(item) for item in header.expected_inputs),
         expected_outputs=tuple(read_tensor_spec(item) for item in header.expected_outputs),
+        tenant=tenant_of(header),
     )
+
+
+def tenant_of(header: pb.PushHeader) -> str:
+    """Whose quota a push counts for."""
+    return header.tenant or DEFAULT_TENANT
+
+
+def announced_bytes(header: pb.PushHeader) -> int:
+    """Size of all announced files."""
+    return sum(file.size_bytes for file in header.files)
 
 
 def check_header(header: pb.PushHeader, limits: UploadLimits) -> None:
@@ -143,9 +169,10 @@ def check_header(header: pb.PushHeader, limits: UploadLimits) -> None:
         OverLimitError: Too many files, bytes or ranges.
     """
     check_name(header.name, "model name")
+    check_name(tenant_of(header), "tenant")
     if len(header.files) > limits.files:
         raise OverLimitError(f"push of {header.name}: {len(header.files)} files, at most {limits.files} are accepted")
-    total = sum(file.size_bytes for file in header.files)
+    total = announced_bytes(header)
     if total > limits.total_bytes:
         raise OverLimitError(f"push of {header.name}: {total} bytes, at most {limits.total_bytes} are accepted")
     for file in header.files:

@@ -8,15 +8,14 @@ manifest's contract; the machine's own rules check it again before anything is l
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dovetail.benchmark import BenchmarkRecord
 from dovetail.contract import Contract
-from dovetail.digest import canonical_json, check_digest, check_name, digest_of, sha256_hex
-from dovetail.errors import InvalidInputError
+from dovetail.digest import canonical_json, check_digest, check_name, digest_of, read_json, sha256_hex
+from dovetail.errors import InvalidInputError, brief
 from dovetail.gate import GateReport
 from dovetail.recipe import Recipe
 from dovetail.tensor import TensorSpec
@@ -29,6 +28,8 @@ CHUNK_BYTES = (1 << 20) - 4096
 """Size of every chunk but the last, before compression: with Redis' header it still fits a 1 MiB allocator class."""
 
 ROLES = ("model", "goldens", "layers", "report")
+
+_MAX_INT64 = (1 << 63) - 1  # the messages that show these numbers hold no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ class FileEntry:
         check_digest(self.digest, f"digest of {self.name}")
         if self.role not in ROLES:
             raise InvalidInputError(f"file {self.name}: role {self.role!r} is not one of {ROLES}")
+        if any(chunk.size_bytes < 1 for chunk in self.chunks):
+            raise InvalidInputError(f"file {self.name}: a chunk has less than one byte")
         if sum(chunk.size_bytes for chunk in self.chunks) != self.size_bytes:
             raise InvalidInputError(f"file {self.name}: its chunks do not add up to its {self.size_bytes} bytes")
 
@@ -121,6 +124,11 @@ class Manifest:
     def __post_init__(self) -> None:
         check_digest(self.artifact_key, "artifact key")
         check_name(self.model, "model name")
+        for name in ("version", "max_batch_size", "built_at_ms"):
+            if not 0 <= getattr(self, name) <= _MAX_INT64:
+                raise InvalidInputError(f"manifest: {name} is {str(getattr(self, name))[:40]}; expected 0 to 2^63 - 1")
+        if len({entry.name for entry in self.files}) != len(self.files):
+            raise InvalidInputError(f"manifest of {self.artifact_key[:12]}: two files have the same name")
 
     @property
     def size_bytes(self) -> int:
@@ -183,8 +191,8 @@ class Manifest:
         """
         if len(data) > MAX_MANIFEST_BYTES:
             raise InvalidInputError(f"manifest has {len(data)} bytes, at most {MAX_MANIFEST_BYTES} are read")
+        document: Any = read_json(data, "manifest")
         try:
-            document = json.loads(data)
             if document["schema"] != SCHEMA:
                 raise InvalidInputError(f"manifest has schema {document['schema']!r}, this version reads {SCHEMA}")
             return Manifest(
@@ -207,8 +215,8 @@ class Manifest:
                 verified=document["verified"],
                 verified_isa=str(document.get("verified_isa", "")),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as exc:
-            raise InvalidInputError(f"manifest is not readable: {exc!r}") from exc
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as exc:
+            raise InvalidInputError(f"manifest is not readable: {brief(repr(exc))}") from exc
 
 
 def _file_entry(document: Mapping[str, Any]) -> FileEntry:

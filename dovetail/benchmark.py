@@ -16,6 +16,8 @@ from dovetail.errors import InvalidInputError
 SCENARIOS = ("single_stream", "multi_stream", "server", "offline")
 """Request patterns. Source: MLPerf Inference, LoadGen's scenarios."""
 
+_TEXTS = ("hardware_class", "reported_by", "scenario")
+
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkRecord:
@@ -92,9 +94,13 @@ class BenchmarkRecord:
         """Read the JSON form.
 
         Raises:
-            InvalidInputError: A field is missing or unknown.
+            InvalidInputError: A field is missing, unknown, or of the wrong type.
         """
         try:
-            return BenchmarkRecord(**document)
+            record = BenchmarkRecord(**document)
         except TypeError as exc:
             raise InvalidInputError(f"benchmark record is not readable: {exc}") from exc
+        for name, value in asdict(record).items():
+            if not isinstance(value, str if name in _TEXTS else int | float):
+                raise InvalidInputError(f"benchmark record is not readable: {name} is {str(value)[:60]!r}")
+        return record

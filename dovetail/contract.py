@@ -95,5 +95,5 @@ class Contract:
                 min_memory_bytes=int(document["min_memory_bytes"]),
                 details=dict(document["details"]),
             )
-        except (KeyError, TypeError, ValueError) as exc:
+        except (KeyError, TypeError, ValueError, OverflowError) as exc:
             raise InvalidInputError(f"contract document is not readable: {exc!r}") from exc

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from dovetail.errors import InvalidInputError
+from dovetail.errors import InvalidInputError, brief
 
 DIGEST_PATTERN = re.compile(r"^[0-9a-f]{64}$")
 NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9._-]{0,127}$")  # DESIGN §9: safe as a key, a label and a URL part
@@ -46,6 +46,27 @@ def canonical_json(value: object) -> bytes:
     `canonical_json(json.loads(canonical_json(v))) == canonical_json(v)`.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def read_json(data: bytes, what: str) -> object:
+    """The value in a JSON document, if it can be written again: `canonical_json(read_json(d))` never fails.
+
+    Python's own reader also takes infinities, which no JSON is, and halves of characters, which no UTF-8 is; and it
+    raises RecursionError for what is nested too deeply. All of that is refused here.
+
+    Args:
+        data: The document; its size is the caller's business.
+        what: What it is, for people.
+
+    Raises:
+        InvalidInputError: Not JSON.
+    """
+    try:
+        value: object = json.loads(data)
+        canonical_json(value)
+    except (ValueError, RecursionError) as exc:
+        raise InvalidInputError(f"{what} is not JSON: {brief(str(exc), 120)}") from exc
+    return value
 
 
 def digest_of(value: object) -> str:

@@ -13,9 +13,11 @@ of the server, a secret or a traceback (those go to the log).
     ├── UnsupportedError         nothing here can do that: operator, engine, dtype, RPC
     ├── IncompatibleError        an artifact and a machine do not fit; carries the verdict's reasons in its text
     ├── IntegrityError           bytes are not what their digest says; never loaded, refetched
+    ├── UntrustedError           nobody whom this machine trusts signed that artifact; it is never loaded
     ├── OverLimitError           a size, count or quota limit; also "disk full" and "queue full"
     ├── DeadlineError            the caller's time is over
     ├── UnavailableError         a process or store we need does not answer; try again later
+    │   └── BusyError            it answers, but takes no more now; says how long to wait
     ├── CancelledError           somebody asked for it to stop
     ├── EngineError              a native library failed while loading or running
     └── BuildFailedError         a build ended with a typed failure (see BuildFailureKind in compiler.proto)
@@ -38,6 +40,7 @@ class ErrorCode(StrEnum):
     UNSUPPORTED = "unsupported"
     INCOMPATIBLE = "incompatible"
     INTEGRITY = "integrity"
+    UNTRUSTED = "untrusted"
     OVER_LIMIT = "over_limit"
     DEADLINE = "deadline"
     UNAVAILABLE = "unavailable"
@@ -95,6 +98,12 @@ class IntegrityError(DovetailError):
     code = ErrorCode.INTEGRITY
 
 
+class UntrustedError(DovetailError):
+    """Nobody whom this machine trusts signed that artifact; it is never loaded."""
+
+    code = ErrorCode.UNTRUSTED
+
+
 class OverLimitError(DovetailError):
     """A size, count or quota limit was reached; also a full disk or queue."""
 
@@ -111,6 +120,18 @@ class UnavailableError(DovetailError):
     """A process or store that is needed does not answer; trying again later may help."""
 
     code = ErrorCode.UNAVAILABLE
+
+
+class BusyError(UnavailableError):
+    """A process that is needed takes no more for the moment; it says when to try again.
+
+    Attributes:
+        retry_after_s: How long to wait before the next attempt.
+    """
+
+    def __init__(self, text: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
 
 
 class CancelledError(DovetailError):

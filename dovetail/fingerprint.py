@@ -10,12 +10,11 @@ The document form is versioned JSON (`schema`): a reader refuses a newer major s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
-from dovetail.digest import canonical_json
+from dovetail.digest import canonical_json, read_json
 from dovetail.errors import InvalidInputError
 
 SCHEMA = 1
@@ -214,10 +213,7 @@ class Fingerprint:
             raise InvalidInputError(
                 f"fingerprint document has {len(data)} bytes, at most {MAX_DOCUMENT_BYTES} are read"
             )
-        try:
-            document = json.loads(data)
-        except ValueError as exc:
-            raise InvalidInputError(f"fingerprint document is not JSON: {exc}") from exc
+        document = read_json(data, "fingerprint document")
         if not isinstance(document, dict):
             raise InvalidInputError("fingerprint document is not a JSON object")
         return Fingerprint.from_json(document)

@@ -8,12 +8,11 @@ line's. There are no times in it, so that equal builds give equal files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from dovetail.digest import canonical_json
+from dovetail.digest import canonical_json, read_json
 from dovetail.errors import InvalidInputError
 
 SCHEMA = 1
@@ -196,10 +195,9 @@ class LayerReport:
         """
         if len(data) > MAX_REPORT_BYTES:
             raise InvalidInputError(f"layer report has {len(data)} bytes, at most {MAX_REPORT_BYTES} are read")
-        try:
-            document = json.loads(data)
-        except ValueError as exc:
-            raise InvalidInputError(f"layer report is not JSON: {exc}") from exc
+        document = read_json(data, "layer report")
+        if not isinstance(document, dict):
+            raise InvalidInputError("layer report is not a JSON object")
         return LayerReport.from_json(document)
 
 

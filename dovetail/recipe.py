@@ -85,7 +85,7 @@ class Recipe:
                 excluded_nodes=tuple(document["excluded_nodes"]),
                 needs_calibration=bool(document["needs_calibration"]),
             )
-        except (KeyError, TypeError) as exc:
+        except (KeyError, TypeError, ValueError) as exc:
             raise InvalidInputError(f"recipe document is not readable: {exc!r}") from exc
 
     def digest(self) -> str:

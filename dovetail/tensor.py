@@ -43,6 +43,8 @@ NUMPY_DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 """Datatype name of the protocol -> dtype of the array that stands for it here."""
 
+_MAX_DIM = (1 << 63) - 1  # the messages that carry shapes hold no more
+
 _NAMES = {dtype: name for name, dtype in NUMPY_DTYPES.items() if name not in ("BF16",)}
 
 
@@ -65,8 +67,11 @@ class TensorSpec:
             raise InvalidInputError(
                 f"tensor {self.name!r} has datatype {self.datatype!r}; expected one of {', '.join(NUMPY_DTYPES)}"
             )
-        if any(dim < -1 for dim in self.shape):
-            raise InvalidInputError(f"tensor {self.name!r} has shape {list(self.shape)}; dimensions must be -1 or >= 0")
+        if any(not -1 <= dim <= _MAX_DIM for dim in self.shape):
+            raise InvalidInputError(
+                f"tensor {self.name!r} has shape {str(list(self.shape))[:200]}; dimensions must be -1 or >= 0, and fit"
+                " an int64"
+            )
 
     def accepts(self, shape: Sequence[int]) -> bool:
         """True if an array of that shape fits: same rank, equal wherever this shape is fixed."""
@@ -81,7 +86,7 @@ class TensorSpec:
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> TensorSpec:
         """Read the JSON form."""
-        return TensorSpec(document["name"], document["datatype"], tuple(int(dim) for dim in document["shape"]))
+        return TensorSpec(str(document["name"]), document["datatype"], tuple(int(dim) for dim in document["shape"]))
 
 
 def datatype_of(array: Array) -> str:

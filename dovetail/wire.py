@@ -8,7 +8,6 @@ canonical JSON bytes inside the messages and are never encoded again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
@@ -17,7 +16,7 @@ from dovetail.accuracy import DEFAULT_LABEL_ARRAY, AccuracyPolicy
 from dovetail.artifact import ChunkRef
 from dovetail.benchmark import BenchmarkRecord
 from dovetail.contract import Contract
-from dovetail.digest import canonical_json, check_digest
+from dovetail.digest import canonical_json, check_digest, read_json
 from dovetail.errors import InvalidInputError
 from dovetail.gate import GateReport
 from dovetail.negotiation import Assessment, BuildOrder, Objective
@@ -292,10 +291,7 @@ def build_order_message(order: BuildOrder, needs_worker: str = "") -> artifacts_
 def _read_document(data: bytes, read: Callable[[Mapping[str, Any]], _T], what: str) -> _T:
     if len(data) > MAX_DOCUMENT_BYTES:
         raise InvalidInputError(f"{what} has {len(data)} bytes, at most {MAX_DOCUMENT_BYTES} are read")
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as exc:
-        raise InvalidInputError(f"{what} is not JSON: {str(exc)[:120]}") from exc
+    document = read_json(data, what)
     if not isinstance(document, dict):
         raise InvalidInputError(f"{what} is not a JSON object")
     return read(document)

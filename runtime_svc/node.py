@@ -12,8 +12,8 @@ import asyncio
 import fcntl
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import grpc.aio
@@ -22,9 +22,11 @@ from dovetail.errors import UnavailableError
 from dovetail.rpc.channel import ChannelOptions, open_channel
 from dovetail.rpc.server import RpcServer
 from dovetail.store.durable import PRIVATE_FOLDER_MODE, disk_errors, make_folder
+from dovetail.trust.key_files import TrustedKeys
+from dovetail.trust.policy import TrustMode, describe
 from runtime_svc.acquire.activate import Activator
 from runtime_svc.acquire.backoff import Backoff
-from runtime_svc.acquire.fetch import ChunkFetcher
+from runtime_svc.acquire.fetch import ChunkFetcher, FetchSettings
 from runtime_svc.acquire.figures import FiguresFile
 from runtime_svc.acquire.local_cache import LocalCache
 from runtime_svc.acquire.machine import MachineFacts
@@ -37,6 +39,8 @@ from runtime_svc.node_report import NodeIdentity, NodeReporter, address_towards
 from runtime_svc.repository import Repository
 from runtime_svc.server import start_inference_server
 from runtime_svc.settings import NodeSettings
+from runtime_svc.shared_memory import SharedMemoryRegions
+from runtime_svc.trace import Tracer
 
 _log = logging.getLogger(__name__)
 
@@ -58,12 +62,19 @@ async def run_node(settings: NodeSettings, stop: asyncio.Event, on_started: Call
         UnavailableError: The address or the data directory is taken.
     """
     with locked(settings.data_dir):
-        async with open_channel(settings.compiler, ChannelOptions(max_message_bytes=MAX_MESSAGE_BYTES)) as channel:
-            await _Node(settings, channel).run(stop, on_started)
+        options = ChannelOptions(max_message_bytes=MAX_MESSAGE_BYTES)
+        async with AsyncExitStack() as stack:
+            channel, *nearer = [
+                await stack.enter_async_context(open_channel(address, options))
+                for address in (settings.compiler, *settings.sources)
+            ]
+            await _Node(settings, channel, nearer).run(stop, on_started)
 
 
 class _Node:
-    def __init__(self, settings: NodeSettings, channel: grpc.aio.Channel) -> None:
+    def __init__(
+        self, settings: NodeSettings, channel: grpc.aio.Channel, nearer: Sequence[grpc.aio.Channel] = ()
+    ) -> None:
         self._settings = settings
         self._channel = channel
         self._repository = Repository()
@@ -72,12 +83,18 @@ class _Node:
         wish = Wish(settings.node, settings.objective, settings.accuracy_floor, settings.order_builds)
         tools = Tools(
             offers=OfferClient(channel, wish),
-            fetcher=ChunkFetcher(channel, cache),
+            fetcher=ChunkFetcher(
+                channel,
+                cache,
+                settings=FetchSettings(bytes_per_s=settings.fetch_bytes_per_s),
+                nearer=tuple(zip(settings.sources, nearer, strict=True)),
+            ),
             cache=cache,
             slots=SlotStore(settings.data_dir / "slots"),
-            activator=Activator(cache, self._machine.current),
+            activator=Activator(cache, self._machine.current, settings.trust),
             repository=self._repository,
             fingerprint=lambda: self._machine.fingerprint,
+            trust=settings.trust,
             reconnect=lambda: Backoff(base_s=0.5, cap_s=settings.reconnect_cap_s),
         )
         self._reporter: NodeReporter | None = None
@@ -105,6 +122,7 @@ class _Node:
             raise results[0]
 
     async def _work(self, port: int, on_started: Callable[[], None]) -> None:
+        await asyncio.to_thread(_tell_trust, self._settings.trust)
         known = await self._machine.look()
         if not known:
             await self._machine.measure()
@@ -128,11 +146,14 @@ class _Node:
     @asynccontextmanager
     async def _servers(self) -> AsyncIterator[RpcServer]:
         settings = self._settings
+        tracer = Tracer(settings.trace_file)
         with self._metrics_server():
             rpc = await start_inference_server(
                 self._repository,
                 address=settings.address,
                 control=self._roster,
+                regions=SharedMemoryRegions(settings.shared_memory_prefix),
+                tracer=tracer,
                 advice="choose another with --address or DOVETAIL_ADDRESS",
                 port_file=settings.port_file,
             )
@@ -140,6 +161,7 @@ class _Node:
                 yield rpc
             finally:
                 await rpc.stop(settings.grace_s)
+                await tracer.close()
                 await self._repository.close()
                 _log.info("node.stopped node=%s", settings.node)
 
@@ -171,6 +193,17 @@ class _Node:
         if self._reporter is not None:
             self._reporter.notice_change()
         self._measurements.notice_change()
+
+
+def _tell_trust(trust: TrustedKeys) -> None:
+    """Say once at the start whose artifacts are taken, loudly if that is everybody's or nobody's."""
+    keys = trust.policy().keys
+    if trust.mode is TrustMode.ANY:
+        _log.warning("trust.any meaning=%r", "artifacts are loaded whoever made them; DOVETAIL_TRUST=signed ends that")
+    elif not keys:
+        _log.error("trust.no_keys meaning=%r", "no artifact will be taken: put public keys at DOVETAIL_TRUSTED_KEYS")
+    else:
+        _log.info("trust.signed keys=%s", describe(keys))
 
 
 @contextmanager

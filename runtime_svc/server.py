@@ -11,8 +11,14 @@ from grpc_health.v1 import health_pb2
 from dovetail.clock import Clock
 from dovetail.pb import oip
 from dovetail.rpc.server import RpcServer, ServerOptions
+from runtime_svc.log_control import LogControl
+from runtime_svc.protocol.memory_servicer import SharedMemoryServicer
+from runtime_svc.protocol.metadata import EXTENSIONS, SYSTEM_SHARED_MEMORY
 from runtime_svc.protocol.servicer import InferenceServicer
+from runtime_svc.protocol.settings_servicer import SettingsServicer
 from runtime_svc.repository import ModelControl, Repository
+from runtime_svc.shared_memory import SharedMemoryRegions
+from runtime_svc.trace import Tracer
 
 MAX_MESSAGE_BYTES = 256 << 20  # gRPC's own 4 MiB would refuse ordinary image batches; clients allow up to 2 GiB
 
@@ -24,6 +30,9 @@ async def start_inference_server(
     control: ModelControl | None = None,
     options: ServerOptions | None = None,
     clock: Clock | None = None,
+    regions: SharedMemoryRegions | None = None,
+    tracer: Tracer | None = None,
+    logs: LogControl | None = None,
     advice: str = "choose another port",
     port_file: Path | None = None,
 ) -> RpcServer:
@@ -37,6 +46,9 @@ async def start_inference_server(
         control: Loads and unloads models for callers; None refuses both.
         options: Limits; messages up to 256 MiB by default.
         clock: Judges deadlines; the models must use the same.
+        regions: Shared memory that tensors may lie in; by default clients may register what is meant for it.
+        tracer: Traces requests, and stays the caller's to close; None: they cannot be traced.
+        logs: What LogSettings changes; the process's logging by default.
         advice: What to do if the port is taken.
         port_file: If given, the port is written there once the server answers.
 
@@ -45,8 +57,20 @@ async def start_inference_server(
         UnavailableError: It cannot be bound.
     """
     rpc = RpcServer(options or ServerOptions(max_message_bytes=MAX_MESSAGE_BYTES))
-    servicer = InferenceServicer(repository, control=control, clock=clock)
-    rpc.server.add_generic_rpc_handlers((oip.generic_handler(servicer),))
+    regions, tracer = regions or SharedMemoryRegions(), tracer or Tracer()
+    servicers = (
+        InferenceServicer(
+            repository,
+            extensions=(*EXTENSIONS, SYSTEM_SHARED_MEMORY) if regions.enabled else EXTENSIONS,
+            regions=regions,
+            tracer=tracer,
+            control=control,
+            clock=clock,
+        ),
+        SharedMemoryServicer(regions),
+        SettingsServicer(repository, tracer, logs or LogControl()),
+    )
+    rpc.server.add_generic_rpc_handlers([oip.generic_handler(servicer) for servicer in servicers])
     rpc.serve(oip.SERVICE, pool=oip.pool())
     await rpc.start(address, advice=advice, port_file=port_file)
     mirror = HealthMirror(rpc, repository)

@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dovetail.digest import check_name
+from dovetail.errors import InvalidInputError
 from dovetail.log import LEVELS
 from dovetail.rpc.address import check_address
 from dovetail.settings import SettingsReader, host_identifier
+from dovetail.trust.key_files import TrustedKeys
+from dovetail.trust.policy import TrustMode
 from runtime_svc.acquire.negotiate import OBJECTIVES
 from runtime_svc.acquire.roster import Wanted
+from runtime_svc.shared_memory import ANY_PREFIX, DEFAULT_PREFIX
+from runtime_svc.shared_memory_object import object_name
 
 OFF = "off"
 
@@ -42,6 +47,8 @@ class NodeSettings:
     Attributes:
         role: "runtime" or "edge"; not a variable.
         compiler: Address of the compiler service.
+        sources: Addresses that are asked for chunks before it, in that order (DOVETAIL_SOURCES, separated by commas).
+        fetch_bytes_per_s: Most that all fetches together take from the network; 0: no limit.
         data_dir: Directory of this node's artifacts and journals.
         models: What to serve.
         node: Id of this node; default: host name and role.
@@ -50,11 +57,16 @@ class NodeSettings:
         metrics: host:port of the metrics, "" for none.
         threads: For one inference; 0: one for each usable core.
         cache_bytes: Most that artifacts may take on disk; 0: what the disk has.
+        trust: Whose artifacts are taken: DOVETAIL_TRUST "signed" (by one of the keys at DOVETAIL_TRUSTED_KEYS, a file
+            or folder of public keys; default: `trusted-keys` in the data directory) or "any".
         objective: What to optimise.
         accuracy_floor: Least task metric, a fraction; 0: none.
         order_builds: Let the compiler service build what would be better.
         measure: Measure here what was never measured on this hardware class, and report it.
         model_poll_s: How often new registered models are looked for, where all are wanted.
+        shared_memory_prefix: How the names of shared memory objects begin that clients may register
+            (DOVETAIL_SHARED_MEMORY_PREFIX): "*" for any, "off" (here: "") for none.
+        trace_file: Where traces of requests go once a client switches them on (DOVETAIL_TRACE_FILE), or None.
         reconnect_cap_s: Longest pause between attempts to reach the compiler service.
         grace_s: How long running requests may go on after SIGTERM (DOVETAIL_STOP_GRACE_S).
         port_file: The port is written here once the node answers, or None.
@@ -64,6 +76,8 @@ class NodeSettings:
 
     role: str
     compiler: str
+    sources: tuple[str, ...]
+    fetch_bytes_per_s: int
     data_dir: Path
     models: Wanted
     node: str
@@ -72,11 +86,14 @@ class NodeSettings:
     metrics: str
     threads: int
     cache_bytes: int
+    trust: TrustedKeys
     objective: str
     accuracy_floor: float
     order_builds: bool
     measure: bool
     model_poll_s: float
+    shared_memory_prefix: str
+    trace_file: Path | None
     reconnect_cap_s: float
     grace_s: float
     port_file: Path | None
@@ -96,10 +113,13 @@ class NodeSettings:
             InvalidInputError: Names every bad value, not only the first.
         """
         read = SettingsReader(environ)
+        data_dir = read.path("DOVETAIL_DATA_DIR", Path(f"dovetail-{role}"))
         settings = NodeSettings(
             role=role,
             compiler=read.checked("DOVETAIL_COMPILER", "127.0.0.1:7001", check_address),
-            data_dir=read.path("DOVETAIL_DATA_DIR", Path(f"dovetail-{role}")),
+            sources=read.checked("DOVETAIL_SOURCES", "", _addresses),
+            fetch_bytes_per_s=read.integer("DOVETAIL_FETCH_BYTES_PER_S", 0, low=0, high=1 << 40),
+            data_dir=data_dir,
             models=read.checked("DOVETAIL_MODELS", "*", Wanted.parse),
             node=read.checked("DOVETAIL_NODE", f"{host_identifier()}-{role}", lambda text: check_name(text, "node id")),
             address=read.checked("DOVETAIL_ADDRESS", "0.0.0.0:8001", check_address),
@@ -107,11 +127,17 @@ class NodeSettings:
             metrics=read.checked("DOVETAIL_METRICS", metrics, lambda text: "" if text == OFF else check_address(text)),
             threads=read.integer("DOVETAIL_THREADS", 0, low=0, high=1024),
             cache_bytes=read.integer("DOVETAIL_CACHE_BYTES", 0, low=0, high=1 << 60),
+            trust=TrustedKeys(
+                read.checked("DOVETAIL_TRUST", TrustMode.SIGNED, _trust_mode),
+                read.path("DOVETAIL_TRUSTED_KEYS", data_dir / "trusted-keys"),
+            ),
             objective=read.choice("DOVETAIL_OBJECTIVE", OBJECTIVES[0], OBJECTIVES),
             accuracy_floor=read.number("DOVETAIL_ACCURACY_FLOOR", 0.0, low=0.0, high=1.0),
             order_builds=read.flag("DOVETAIL_ORDER_BUILDS", default=True),
             measure=read.flag("DOVETAIL_MEASURE", default=True),
             model_poll_s=read.number("DOVETAIL_MODEL_POLL_S", 5.0, low=0.05, high=3600.0),
+            shared_memory_prefix=read.checked("DOVETAIL_SHARED_MEMORY_PREFIX", DEFAULT_PREFIX, _shared_memory_prefix),
+            trace_file=read.optional_path("DOVETAIL_TRACE_FILE"),
             reconnect_cap_s=read.number("DOVETAIL_RECONNECT_CAP_S", 30.0, low=0.05, high=3600.0),
             grace_s=read.number("DOVETAIL_STOP_GRACE_S", 5.0, low=0.0, high=600.0),
             port_file=read.optional_path("DOVETAIL_PORT_FILE"),
@@ -120,6 +146,25 @@ class NodeSettings:
         )
         read.finish()
         return settings
+
+
+def _addresses(text: str) -> tuple[str, ...]:
+    return tuple(check_address(word.strip()) for word in text.split(",") if word.strip())
+
+
+def _shared_memory_prefix(text: str) -> str:
+    if text == OFF:
+        return ""
+    if text != ANY_PREFIX and object_name(text) != text:
+        raise InvalidInputError(f"{text[:40]!r} cannot begin a shared memory object's name: use one without a slash")
+    return text
+
+
+def _trust_mode(text: str) -> TrustMode:
+    try:
+        return TrustMode(text)
+    except ValueError:
+        raise InvalidInputError(f"{text[:40]!r} is not a policy: use one of {', '.join(TrustMode)}") from None
 
 
 def read_flags(argv: Sequence[str], *, program: str, about: str) -> dict[str, str]:

@@ -21,8 +21,11 @@ import pytest
 from dovetail.clock import Clock
 from dovetail.pb import oip
 from dovetail.rpc.server import RpcServer
+from runtime_svc.log_control import LogControl
 from runtime_svc.repository import ModelControl, Repository
 from runtime_svc.server import start_inference_server
+from runtime_svc.shared_memory import SharedMemoryRegions
+from runtime_svc.trace import Tracer
 
 TRITONCLIENT = "tritonclient[grpc]==2.73.0"
 
@@ -43,11 +46,19 @@ class RunningServer:
 
 @asynccontextmanager
 async def running_server(
-    repository: Repository | None = None, *, control: ModelControl | None = None, clock: Clock | None = None
+    repository: Repository | None = None,
+    *,
+    control: ModelControl | None = None,
+    clock: Clock | None = None,
+    regions: SharedMemoryRegions | None = None,
+    tracer: Tracer | None = None,
+    logs: LogControl | None = None,
 ) -> AsyncIterator[RunningServer]:
     """Start a server over a repository; at the end, stop it and close the repository."""
     models = repository or Repository()
-    rpc = await start_inference_server(models, address="127.0.0.1:0", control=control, clock=clock)
+    rpc = await start_inference_server(
+        models, address="127.0.0.1:0", control=control, clock=clock, regions=regions, tracer=tracer, logs=logs
+    )
     unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{rpc.port}", options=unlimited) as channel:

@@ -48,4 +48,5 @@ async def publish(service: FakeArtifactCache, *artifacts: DigitsArtifact) -> Non
     """Publish artifacts of one model and offer them, best first."""
     for artifact in artifacts:
         service.publish(artifact.manifest, artifact.files)
-    await service.offer(artifacts[0].manifest.model, *(artifact.key for artifact in artifacts))
+    first = artifacts[0].manifest
+    await service.offer(first.model, *(artifact.key for artifact in artifacts), version=first.version)

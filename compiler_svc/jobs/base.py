@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dovetail.pb.v1.compiler_pb2 import Build, BuildEvent, BuildFailure
+from dovetail.pb.v1.compiler_pb2 import Build, BuildEvent, BuildFailure, BuildPriority, Job, Worker
 from dovetail.pb.v1.storage_pb2 import BuildJob, WorkerRecord
 
 
@@ -25,12 +25,29 @@ class Lease:
         fence: Grows with every claim of any job; publishes with an older one are refused.
         worker: Id of the holder.
         attempt: 1 for the first try.
+        token: This claim's own, so that no other lease equals it whatever Redis lost and however its clock was set.
     """
 
     job: BuildJob
     fence: int
     worker: str
     attempt: int
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The queue at one moment.
+
+    Attributes:
+        jobs: Those that run, then those that wait in line; or the dead ones. Only the first ones of very many.
+        total: How many there are.
+        now_ms: When that was, by the server's clock.
+    """
+
+    jobs: tuple[Job, ...]
+    total: int
+    now_ms: int
 
 
 class JobQueue(Protocol):
@@ -39,15 +56,18 @@ class JobQueue(Protocol):
     async def submit(self, job: BuildJob, *, force: bool = False) -> Build:
         """Order a build, or attach to the one that is queued, running, ready or known to fail.
 
-        With `force` an ended build is ordered anew. The returned record is the state after the call; `cached` is set if
-        the result (or typed failure) was already known.
+        With `force` an ended build is ordered anew. A priority above the job's raises it; an order without one is a
+        node's. The returned record is the state after the call; `cached` is set if the result (or typed failure) was
+        already known.
         """
         ...
 
     async def claim(self, worker: WorkerRecord, *, wait_s: float) -> Lease | None:
-        """Take the oldest job that this worker can build; None if there was none within the wait.
+        """Take the next job that this worker can build; None if there was none within the wait.
 
-        A job whose lease ended is taken again, at most 3 times in all; after that it fails with kind INFRASTRUCTURE.
+        Next is the highest priority, then the first in line; every fourth time the one that has waited longest. A job
+        whose lease ended is taken again in its old place, at most 3 times in all; before the third try it waits for a
+        while, after it the job fails with kind INFRASTRUCTURE.
         """
         ...
 
@@ -55,12 +75,15 @@ class JobQueue(Protocol):
         """Extend the lease; False if it is lost or the build was cancelled: stop working."""
         ...
 
-    async def progress(self, lease: Lease, build: Build) -> None:
-        """Record a new state (phase, fraction, message, figures) and tell the watchers; ignored without a lease."""
+    async def progress(self, lease: Lease, build: Build) -> bool:
+        """Record a state (phase, fraction, message, figures, log), tell the watchers; False if the lease is lost."""
         ...
 
-    async def publish(self, lease: Lease, manifest: bytes, build: Build) -> bool:
-        """Make the artifact visible (atomic: checks the fence, flips the state, emits READY); False if refused."""
+    async def publish(self, lease: Lease, manifest: bytes, build: Build, envelope: bytes = b"") -> bool:
+        """Make the artifact visible (atomic: checks the fence, flips the state, emits READY); False if refused.
+
+        `envelope` is the DSSE envelope of the manifest's bytes, empty if this worker does not sign.
+        """
         ...
 
     async def fail(self, lease: Lease, failure: BuildFailure, build: Build) -> bool:
@@ -78,6 +101,10 @@ class JobQueue(Protocol):
         """
         ...
 
+    async def retry(self, artifact_key: str, priority: BuildPriority) -> Build:
+        """Order a job that failed or was cancelled again. NotFoundError, PreconditionError as in RetryJobs."""
+        ...
+
     async def get(self, artifact_key: str) -> Build | None:
         """State of one build."""
         ...
@@ -86,12 +113,30 @@ class JobQueue(Protocol):
         """Builds, newest first."""
         ...
 
-    def watch(self, artifact_keys: Iterable[str], *, after: str = "") -> AsyncIterator[BuildEvent]:
-        """The current state of each build, then every change until all have ended; UnavailableError without Redis."""
+    def watch(
+        self, artifact_keys: Iterable[str], *, after: str = "", with_log: bool = False
+    ) -> AsyncIterator[BuildEvent]:
+        """The current state of each build, then its changes until all have ended; UnavailableError without Redis.
+
+        With `after` first the changes since that event. Events are shared between watchers: copy before you change one.
+        A watcher that reads slowly is told the newest state of each build and not every step.
+        """
+        ...
+
+    async def overview(self, *, dead: bool = False, hardware_class: str = "") -> Overview:
+        """Jobs that run and wait, of all classes or of those whose keys begin so; or the dead ones."""
+        ...
+
+    async def staff(self) -> Sequence[Worker]:
+        """Live workers with what they build."""
         ...
 
     async def heartbeat(self, worker: WorkerRecord) -> None:
         """Tell that a worker is alive (kept 30 s) and what it can build."""
+        ...
+
+    async def leave(self, worker_id: str) -> None:
+        """A worker has stopped: forget it at once."""
         ...
 
     async def workers(self) -> Sequence[WorkerRecord]:

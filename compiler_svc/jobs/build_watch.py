@@ -1,112 +1,88 @@
 # SPDX-License-Identifier: Apache-2.0
 """Watching builds: what they are now, then every change from the event stream, until all have ended.
 
-The snapshot and the id of the last event are read in one step, so no change is missed or shown twice. While nothing
-happens the state is read again now and then, which also takes back the jobs of dead workers when no other worker does.
+The mailbox is opened before the snapshot is taken, and what the snapshot already shows is not told again, so no change
+is missed or shown twice. How events reach the mailbox is `event_hub`'s business.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping
 
-from compiler_svc.jobs.policy import QueuePolicy
-from compiler_svc.jobs.record import ENDED, State, build_of, read_state
-from compiler_svc.keys import Keys
-from compiler_svc.lua_scripts import job_script
-from dovetail.errors import NotFoundError, UnavailableError
+from compiler_svc.jobs.event_hub import EventHub, Mailbox, StreamEvent, position_of
+from compiler_svc.jobs.record import ENDED, State, build_of
+from dovetail.errors import NotFoundError
 from dovetail.pb.v1.compiler_pb2 import Build, BuildEvent
 from dovetail.pb.v1.storage_pb2 import BuildJob
-from dovetail.store.redis_connection import RedisConnection
-
-REFRESH_MS = 2000
-"""While nothing happens the state is read again this often: how late a dead worker's job is noticed at most."""
-
-_PAGE = 500  # events read at once
 
 
 class BuildWatch:
-    """One watcher's view of some builds; used by one task."""
+    """One watcher's view of some builds; used by one task, once."""
 
-    def __init__(self, redis: RedisConnection, keys: Keys, policy: QueuePolicy, artifact_keys: Iterable[str]) -> None:
-        self._redis = redis
-        self._keys = keys
-        self._policy = policy
+    def __init__(self, hub: EventHub, artifact_keys: Iterable[str], *, with_log: bool) -> None:
+        self._hub = hub
         self._open = list(dict.fromkeys(artifact_keys))
+        self._mailbox = Mailbox(self._open, with_log=with_log)
         self._jobs: dict[str, tuple[BuildJob, State]] = {}
-        self._position = ""
+        self._told: set[str] = set()
 
     async def events(self, after: str) -> AsyncIterator[BuildEvent]:
         """See `JobQueue.watch`."""
-        last, first = await self._snapshot()
-        if after:
-            self._position = after
-            async for event in self._replay(last):
-                yield event
-        self._position = last
-        for key, build in first:
-            if key in self._open and not (after and build.phase not in ENDED):
-                yield self._event(build)
+        await self._hub.open(self._mailbox)
+        try:
+            last, builds = await self._begin()
+            whole = not after
+            if after:
+                whole, missed = await self._hub.since(after, last)
+                for event in missed:
+                    if (told := self._message(event, "")) is not None:
+                        yield told
+            for key, build in builds.items():
+                untold = key not in self._told and not (after and whole)
+                if key in self._open and (untold or build.phase in ENDED):
+                    yield self._closing(BuildEvent(event_id=last, build=build))
+            async for told in self._live(last):
+                yield told
+        finally:
+            await self._hub.close(self._mailbox)
+
+    async def _live(self, last: str) -> AsyncIterator[BuildEvent]:
+        """What happens from now on, but not what the snapshot of that moment showed."""
         while self._open:
-            entries = await self._wait()
-            for event in self._read(entries):
-                yield event
-            if not entries:
-                for event in await self._ended_unseen():
-                    yield event
+            for event, log in await self._mailbox.take():
+                if (event.found or position_of(event.event_id) > position_of(last)) and (
+                    told := self._message(event, log)
+                ) is not None:
+                    yield told
 
-    async def _ended_unseen(self) -> Sequence[BuildEvent]:
-        """Final events of builds whose own events were trimmed from the stream before this watcher read them."""
-        _, builds = await self._snapshot()
-        unread = await self._redis.call("XRANGE", self._keys.events, f"({self._position}", "+", "COUNT", 1)
-        if unread:
-            return []
-        return [self._event(build) for _, build in builds if build.phase in ENDED]
-
-    async def _snapshot(self) -> tuple[str, list[tuple[str, Build]]]:
-        last, *entries = await self._redis.run(
-            job_script("snapshot"), self._keys.prefix, *self._policy.arguments(), *self._open
-        )
-        builds = []
-        for key, entry in zip(self._open, entries, strict=True):
-            found = read_state(entry)
-            if found is None:
-                raise self._gone(key)
-            if isinstance(found, Build):
-                builds.append((key, found))
+    async def _begin(self) -> tuple[str, Mapping[str, Build]]:
+        """Id of the last event, and every build as it was then."""
+        last, found = await self._hub.snapshot(self._open)
+        builds: dict[str, Build] = {}
+        for key in self._open:
+            state = found[key]
+            if state is None:
+                raise NotFoundError(f"there is no build {key[:12]}…; list what there is with `dovetail artifacts`")
+            if isinstance(state, Build):
+                builds[key] = state
             else:
-                self._jobs[key] = found
-                builds.append((key, build_of(*found)))
-        return last.decode(), builds
+                job, fields = self._jobs[key] = state
+                builds[key] = build_of(job, fields if self._mailbox.with_log else {**fields, b"log": b""})
+        return last, builds
 
-    def _gone(self, key: str) -> Exception:
-        if key in self._jobs:
-            return UnavailableError(f"the record of build {key[:12]}… was lost with Redis' data; order it again")
-        return NotFoundError(f"there is no build {key[:12]}…; list what there is with `dovetail artifacts`")
+    def _message(self, event: StreamEvent, log: str) -> BuildEvent | None:
+        key = event.artifact_key
+        if key not in self._open or key not in self._jobs:
+            return None
+        if event.found and int(event.change[b"updated"]) < int(self._jobs[key][1][b"updated"]):
+            return None  # it was ordered anew since it was looked at
+        return self._closing(event.message(*self._jobs[key], log))
 
-    async def _wait(self) -> Sequence[tuple[bytes, State]]:
-        reply = await self._redis.call(
-            "XREAD", "COUNT", _PAGE, "BLOCK", REFRESH_MS, "STREAMS", self._keys.events, self._position
-        )
-        return reply[0][1] if reply else []
-
-    async def _replay(self, upto: str) -> AsyncIterator[BuildEvent]:
-        while self._open:
-            entries = await self._redis.call("XRANGE", self._keys.events, f"({self._position}", upto, "COUNT", _PAGE)
-            if not entries:
-                return
-            for event in self._read(entries):
-                yield event
-
-    def _read(self, entries: Sequence[tuple[bytes, State]]) -> Iterable[BuildEvent]:
-        for event_id, change in entries:
-            self._position = event_id.decode()
-            key = change[b"key"].decode()
-            if key in self._open and key in self._jobs:
-                job, state = self._jobs[key]
-                self._jobs[key] = (job, {**state, **change})
-                yield self._event(build_of(*self._jobs[key]))
-
-    def _event(self, build: Build) -> BuildEvent:
-        if build.phase in ENDED:
-            self._open.remove(build.artifact_key)
-        return BuildEvent(event_id=self._position, build=build)
+    def _closing(self, event: BuildEvent) -> BuildEvent:
+        """The event, after taking note of it: a build that has ended is watched no more."""
+        key = event.build.artifact_key
+        self._told.add(key)
+        if event.build.phase in ENDED:
+            self._open.remove(key)
+            self._hub.leave(self._mailbox, key)
+        return event

@@ -7,6 +7,7 @@ beside the encoded record and wins over it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -19,9 +20,11 @@ from dovetail.pb.v1.compiler_pb2 import (
     BUILD_PHASE_CANCELLED,
     BUILD_PHASE_FAILED,
     BUILD_PHASE_READY,
+    Attempt,
     Build,
     BuildFailure,
     BuildPhase,
+    BuildPriority,
 )
 from dovetail.pb.v1.storage_pb2 import BuildJob, WorkerRecord
 from dovetail.store.redis_connection import Reply
@@ -60,6 +63,8 @@ def build_of(job: BuildJob, state: State) -> Build:
     build.attempts = int(state[b"attempts"])
     build.created_at_ms = int(state[b"created"])
     build.updated_at_ms = int(state[b"updated"])
+    build.priority = cast(BuildPriority, int(state.get(b"priority") or 0))
+    build.log_tail = state.get(b"log", b"").decode(errors="replace")
     build.cached = False
     build.ClearField("failure")
     if build.phase == BUILD_PHASE_FAILED:
@@ -67,6 +72,15 @@ def build_of(job: BuildJob, state: State) -> Build:
     if build.phase == BUILD_PHASE_READY:
         build.fraction = 1.0
     return build
+
+
+def attempts_of(state: State) -> list[Attempt]:
+    """The last attempts at a job, oldest first."""
+    entries = json.loads(state.get(b"history", b"[]").decode(errors="replace"))
+    return [
+        Attempt(worker=entry["w"], began_ms=int(entry["b"]), ended_ms=int(entry["e"] or 0), why=entry["y"])
+        for entry in entries
+    ]
 
 
 def ready_build(manifest: bytes) -> Build:
@@ -124,6 +138,13 @@ def needs_of(job: BuildJob) -> str:
     return f"engine {job.engine}" + place + (f" ({tools})" if tools else "")
 
 
+def queues_of(worker: WorkerRecord) -> list[str]:
+    """Names of the queues that a worker takes jobs from; none while it is draining. Raises InvalidInputError."""
+    arch = Fingerprint.from_bytes(worker.fingerprint_json).facts.arch
+    engines = () if worker.draining else sorted(worker.engines)
+    return [f"{engine}/{place}" for engine in engines for place in (arch, "")]
+
+
 def capabilities_of(worker: WorkerRecord) -> bytes:
     """What a worker can build, for the scripts: the queues it serves, its exact tools, and its CPUs as `tools_of` says.
 
@@ -131,11 +152,10 @@ def capabilities_of(worker: WorkerRecord) -> bytes:
         InvalidInputError: Its fingerprint is not readable.
     """
     facts = Fingerprint.from_bytes(worker.fingerprint_json).facts
-    queues = [f"{engine}/{place}" for engine in sorted(worker.engines) for place in (facts.arch, "")]
     cpus = {_ISA_CLASS: isa_class(facts.arch, facts.cpu_features)}
     cpus |= {_emulation(item.name): item.isa_class for item in worker.emulates}
     devices = {_accelerator(word): word for word in map(device_word, facts.accelerators)}
-    return canonical_json({"queues": queues, "toolchain": {**worker.toolchain, **cpus, **devices}})
+    return canonical_json({"queues": queues_of(worker), "toolchain": {**worker.toolchain, **cpus, **devices}})
 
 
 def _accelerator(word: str) -> str:

@@ -9,34 +9,47 @@ build is watched are in `record` and `build_watch`.
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+import secrets
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 
-from compiler_svc.jobs.base import Lease
+from compiler_svc.jobs.base import Lease, Overview
 from compiler_svc.jobs.build_watch import BuildWatch
+from compiler_svc.jobs.event_hub import EventHub
+from compiler_svc.jobs.job_reader import JobReader
 from compiler_svc.jobs.policy import QueuePolicy
+from compiler_svc.jobs.publishing import PublishDocuments
 from compiler_svc.jobs.record import (
     build_of,
     capabilities_of,
     needs_of,
     queue_of,
+    queues_of,
     read_pairs,
-    read_state,
     ready_build,
     tools_of,
 )
-from compiler_svc.keys import Keys, link_document, manifest_document
+from compiler_svc.keys import Keys, link_document
 from compiler_svc.lua_scripts import job_script
 from dovetail.artifact import Manifest
 from dovetail.digest import check_digest, check_name, sha256_hex
 from dovetail.errors import InvalidInputError, NotFoundError, PreconditionError
-from dovetail.pb.v1.compiler_pb2 import BUILD_PHASE_BUILDING, BUILD_PHASE_PUBLISHING, Build, BuildEvent, BuildFailure
+from dovetail.pb.v1.compiler_pb2 import (
+    BUILD_PHASE_BUILDING,
+    BUILD_PHASE_PUBLISHING,
+    BUILD_PRIORITY_NODE,
+    Build,
+    BuildEvent,
+    BuildFailure,
+    BuildPhase,
+    BuildPriority,
+    Worker,
+)
 from dovetail.pb.v1.storage_pb2 import BuildJob, WorkerRecord
 from dovetail.store.base import DocumentStore
 from dovetail.store.redis_connection import MAX_BLOCK_MS, Part, RedisConnection, Reply
 
-_PAGE = 200  # builds read in one step: short enough not to hold up others
-_log = logging.getLogger(__name__)
+MAX_LOG_BYTES = 4096
+"""Of a running build's log, as compiler.proto says."""
 
 
 class RedisJobQueue:
@@ -60,6 +73,9 @@ class RedisJobQueue:
         self._keys = keys or Keys()
         self._policy = policy or QueuePolicy()
         self._lease_ms = max(1, round(lease_s * 1000))
+        self._hub = EventHub(redis, self._keys, self._policy)
+        self._reader = JobReader(redis, self._keys, self._policy)
+        self._publishing = PublishDocuments(redis, documents, self._keys)
 
     async def submit(self, job: BuildJob, *, force: bool = False) -> Build:
         """See `JobQueue.submit`.
@@ -80,6 +96,7 @@ class RedisJobQueue:
             job.model,
             job.version,
             int(force),
+            int(job.priority or BUILD_PRIORITY_NODE),
         )
         build = build_of(job, read_pairs(flat)) if flat else ready_build(manifest)
         owner = BuildJob.FromString(read_pairs(flat)[b"job"]) if flat else build
@@ -94,23 +111,23 @@ class RedisJobQueue:
         """See `JobQueue.claim`; also counts as a heartbeat."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + wait_s
-        arguments = (*_registration(worker), self._policy.worker_ttl_ms, self._lease_ms)
+        queues = [queue.encode() for queue in queues_of(worker)]
         while True:
+            token = secrets.token_hex(8)
+            arguments = (*_registration(worker), self._policy.worker_ttl_ms, self._lease_ms, token)
             taken, second, third = await self._run("claim", *arguments)
             if taken:
-                return Lease(BuildJob.FromString(taken), int(second), worker.id, int(third))
-            remaining_ms = int((deadline_s - loop.time()) * 1000)
-            if remaining_ms <= 0:
+                return Lease(BuildJob.FromString(taken), int(second), worker.id, int(third), token)
+            if loop.time() >= deadline_s:
                 return None
-            next_lease_ms = int(third) if int(third) >= 0 else MAX_BLOCK_MS
-            block_ms = max(1, min(remaining_ms, next_lease_ms + 1, MAX_BLOCK_MS))
-            await self._redis.call("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", self._keys.wake, second)
+            due_s = loop.time() + (int(third) + 1) / 1000 if int(third) >= 0 else deadline_s
+            await self._woken(second.decode(), queues, min(due_s, deadline_s))
 
     async def renew(self, lease: Lease) -> bool:
         """See `JobQueue.renew`; call it at a third of the lease."""
         return bool(await self._run("renew", *_claim_of(lease), self._lease_ms))
 
-    async def progress(self, lease: Lease, build: Build) -> None:
+    async def progress(self, lease: Lease, build: Build) -> bool:
         """See `JobQueue.progress`.
 
         Raises:
@@ -118,27 +135,35 @@ class RedisJobQueue:
         """
         if not BUILD_PHASE_BUILDING <= build.phase <= BUILD_PHASE_PUBLISHING:
             raise InvalidInputError(f"build phase {build.phase} is not one that a worker reports while it builds")
-        await self._run("progress", *_claim_of(lease), int(build.phase), build.SerializeToString(), build.message)
+        kept = Build()
+        kept.CopyFrom(build)
+        kept.ClearField("log_tail")
+        log = build.log_tail.encode()[-MAX_LOG_BYTES:]
+        return bool(
+            await self._run(
+                "progress", *_claim_of(lease), int(build.phase), kept.SerializeToString(), build.message, log
+            )
+        )
 
-    async def publish(self, lease: Lease, manifest: bytes, build: Build) -> bool:
-        """See `JobQueue.publish`; the chunks must be stored before.
+    async def publish(self, lease: Lease, manifest: bytes, build: Build, envelope: bytes = b"") -> bool:
+        """See `JobQueue.publish`; the chunks must be stored before. Harmless to repeat when the answer was lost.
 
         Raises:
             InvalidInputError: The manifest is not readable or is another artifact's.
         """
-        key = lease.job.artifact_key
-        if Manifest.from_bytes(manifest).artifact_key != key:
+        key, _, fence = _claim_of(lease)
+        artifact = Manifest.from_bytes(manifest)
+        if artifact.artifact_key != key:
             raise InvalidInputError(f"the manifest to publish is not that of artifact {key[:12]}…")
-        if not await self.renew(lease):  # so that a late worker does not overwrite the winner's document
+        counted = sum(file.size_bytes for file in artifact.files)  # for the tenant's quota
+        await self._publishing.prepare(key, fence, manifest, envelope)
+        told = (build.SerializeToString(), build.message or "published")
+        result = (manifest, sha256_hex(manifest), *told, envelope, counted)
+        if not await self._run("publish", *_claim_of(lease), *result):
+            await self._publishing.withdraw(key, fence)
             return False
-        previous = await self._documents.get(manifest_document(key))  # there is one if this build was forced
-        await self._documents.put(manifest_document(key), manifest)
-        digest = sha256_hex(manifest)
-        message = build.message or "published"
-        if await self._run("publish", *_claim_of(lease), manifest, digest, build.SerializeToString(), message):
-            return True
-        await self._restore_document(key, previous)
-        return False
+        await self._publishing.settle(key, fence, manifest, envelope)
+        return True
 
     async def fail(self, lease: Lease, failure: BuildFailure, build: Build) -> bool:
         """See `JobQueue.fail`."""
@@ -160,76 +185,71 @@ class RedisJobQueue:
             raise PreconditionError(f"build {artifact_key[:12]}… cannot be cancelled: it has {state}")
         return build
 
+    async def retry(self, artifact_key: str, priority: BuildPriority) -> Build:
+        """See `JobQueue.retry`."""
+        outcome = await self._run("retry", artifact_key, int(priority))
+        build = await self.get(artifact_key)
+        if outcome < 0 or build is None:
+            raise NotFoundError(f"there is no job {artifact_key[:12]}…; `dovetail jobs` lists them")
+        if outcome == 0:
+            raise PreconditionError(
+                f"job {artifact_key[:12]}… cannot be tried again: it is {BuildPhase.Name(build.phase)[12:].lower()}"
+            )
+        return build
+
     async def get(self, artifact_key: str) -> Build | None:
         """See `JobQueue.get`."""
-        return (await self._builds([artifact_key]))[0]
+        return await self._reader.get(artifact_key)
 
     async def list(self, model: str = "", version: int = 0) -> Sequence[Build]:
         """See `JobQueue.list`."""
-        builds = await (self._of_model(model, version) if model else self._all())
-        return sorted(builds, key=lambda build: (-build.created_at_ms, build.artifact_key))
+        return await self._reader.builds(model, version)
 
-    def watch(self, artifact_keys: Iterable[str], *, after: str = "") -> AsyncIterator[BuildEvent]:
-        """See `JobQueue.watch`; NotFoundError for a key without a build."""
-        return BuildWatch(self._redis, self._keys, self._policy, artifact_keys).events(after)
+    def watch(
+        self, artifact_keys: Iterable[str], *, after: str = "", with_log: bool = False
+    ) -> AsyncIterator[BuildEvent]:
+        """See `JobQueue.watch`; NotFoundError for a key without a build. All watchers share one connection."""
+        return BuildWatch(self._hub, artifact_keys, with_log=with_log).events(after)
+
+    async def overview(self, *, dead: bool = False, hardware_class: str = "") -> Overview:
+        """See `JobQueue.overview`."""
+        return await self._reader.overview(dead=dead, hardware_class=hardware_class)
+
+    async def staff(self) -> Sequence[Worker]:
+        """See `JobQueue.staff`."""
+        return await self._reader.staff()
 
     async def heartbeat(self, worker: WorkerRecord) -> None:
         """See `JobQueue.heartbeat`; beat at a third of the policy's `worker_ttl_s`."""
         await self._run("heartbeat", *_registration(worker), self._policy.worker_ttl_ms)
 
+    async def leave(self, worker_id: str) -> None:
+        """See `JobQueue.leave`."""
+        await self._run("leave", check_name(worker_id, "worker id"))
+
     async def workers(self) -> Sequence[WorkerRecord]:
         """See `JobQueue.workers`."""
-        flat = await self._run("workers")
-        found = []
-        for record, until_ms in zip(flat[::2], flat[1::2], strict=True):
-            worker = WorkerRecord.FromString(record)
-            worker.last_seen_ms = int(until_ms) - self._policy.worker_ttl_ms
-            found.append(worker)
-        return sorted(found, key=lambda worker: worker.id)
+        return await self._reader.workers()
 
     async def _run(self, name: str, *arguments: Part) -> Reply:
         return await self._redis.run(job_script(name), self._keys.prefix, *self._policy.arguments(), *arguments)
 
-    async def _builds(self, artifact_keys: Sequence[str]) -> Sequence[Build | None]:
-        builds = []
-        for start in range(0, len(artifact_keys), _PAGE):
-            _, *entries = await self._run("snapshot", *artifact_keys[start : start + _PAGE])
-            for entry in entries:
-                found = read_state(entry)
-                builds.append(build_of(*found) if isinstance(found, tuple) else found)
-        return builds
-
-    async def _all(self) -> Sequence[Build]:
-        ordered, published = await self._redis.call_all(
-            [("ZRANGE", self._keys.jobs, 0, -1), ("HKEYS", self._keys.digests)]
-        )
-        keys = sorted({key.decode() for key in (*ordered, *published)})
-        return [build for build in await self._builds(keys) if build is not None]
-
-    async def _of_model(self, model: str, version: int) -> Sequence[Build]:
-        members = await self._redis.call("HKEYS", self._keys.artifacts(check_name(model, "model name")))
-        links = [(int(number), key) for number, _, key in (member.decode().partition("/") for member in members)]
-        wanted = [link for link in links if version in (0, link[0])]
-        builds = []
-        for (number, _), build in zip(wanted, await self._builds([key for _, key in wanted]), strict=True):
-            if build is not None:
-                build.model, build.version = model, number
-                builds.append(build)
-        return builds
-
-    async def _restore_document(self, artifact_key: str, previous: bytes | None) -> None:
-        """Undo the document of a publish that was refused between the check and the script."""
-        winner = await self._redis.call("GET", self._keys.manifest(artifact_key)) or previous
-        _log.warning("build.publish_refused key=%s kept=%s", artifact_key, winner is not None)
-        if winner is None:
-            await self._documents.delete(manifest_document(artifact_key))
-        else:
-            await self._documents.put(manifest_document(artifact_key), winner)
+    async def _woken(self, position: str, queues: Collection[bytes], deadline_s: float) -> None:
+        """Wait until a job begins to wait in one of the queues, but not beyond the deadline."""
+        loop = asyncio.get_running_loop()
+        while (left_ms := int((deadline_s - loop.time()) * 1000)) > 0:
+            reply = await self._redis.call(
+                "XREAD", "COUNT", 100, "BLOCK", min(left_ms, MAX_BLOCK_MS), "STREAMS", self._keys.wake, position
+            )
+            entries = reply[0][1] if reply else []
+            if any(fields[b"q"] in queues for _, fields in entries):
+                return
+            position = entries[-1][0].decode() if entries else position
 
 
 def _registration(worker: WorkerRecord) -> tuple[str, bytes, bytes]:
     return check_name(worker.id, "worker id"), worker.SerializeToString(), capabilities_of(worker)
 
 
-def _claim_of(lease: Lease) -> tuple[str, str, int]:
-    return lease.job.artifact_key, lease.worker, lease.fence
+def _claim_of(lease: Lease) -> tuple[str, str, str]:
+    return lease.job.artifact_key, lease.worker, f"{lease.fence}.{lease.token}"

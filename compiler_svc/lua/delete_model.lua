@@ -6,6 +6,7 @@ local doomed, removed, aliases, artifacts = {}, {}, {}, {}
 for i = 5, #ARGV do
   doomed[ARGV[i]] = true
   redis.call('HDEL', contents_key(model), ARGV[i])
+  uncharge(model_item(model, ARGV[i]))
   if redis.call('HDEL', versions_key(model), ARGV[i]) == 1 then removed[#removed + 1] = ARGV[i] end
 end
 
@@ -25,10 +26,15 @@ for _, member in ipairs(redis.call('HKEYS', artifacts_key(model))) do
     if redis.call('SCARD', links_key(ak)) == 0 then
       local phase = phase_of(ak)
       if phase > 0 and not has_ended(phase) then finish(ak, CANCELLED, 'the model was deleted') end
-      redis.call('DEL', job_key(ak), manifest_key(ak), benchmarks_key(ak))
+      redis.call('DEL', job_key(ak), manifest_key(ak), envelope_key(ak), benchmarks_key(ak))
       redis.call('HDEL', DIGESTS, ak)
       redis.call('ZREM', JOBS, ak)
+      redis.call('ZREM', DEAD, ak)
+      uncharge(artifact_item(ak))
       artifacts[#artifacts + 1] = ak
+    else
+      local share = redis.call('HGET', QUOTA_ITEMS, artifact_item(ak))
+      if share then charge_artifact(ak, text(read_share(share))) end
     end
   end
 end

@@ -6,12 +6,16 @@ local META, MODELS, DIGESTS = P .. 'meta', P .. 'models', P .. 'digests'
 local CHANGES, EVENTS, WAKE = P .. 'changes', P .. 'events', P .. 'wake'
 local JOBS, LEASES, QUEUES = P .. 'jobs', P .. 'leases', P .. 'queues'
 local WORKERS, WORKERS_UNTIL, CAPABILITIES = P .. 'workers', P .. 'workers:until', P .. 'workers:can'
+local PINS, PINS_SINCE, COLLECTOR = P .. 'pins', P .. 'pins:since', P .. 'collector'
+local QUOTA_ITEMS, QUOTA_USED, QUOTA_LIMITS = P .. 'quota:items', P .. 'quota:used', P .. 'quota:limits'
+local QUOTA_HELD, QUOTA_UNTIL = P .. 'quota:held', P .. 'quota:until'
 
 local function versions_key(model) return P .. 'm:' .. model .. ':versions' end
 local function contents_key(model) return P .. 'm:' .. model .. ':contents' end
 local function aliases_key(model) return P .. 'm:' .. model .. ':aliases' end
 local function artifacts_key(model) return P .. 'm:' .. model .. ':artifacts' end
 local function manifest_key(ak) return P .. 'mf:' .. ak end
+local function envelope_key(ak) return P .. 'env:' .. ak end
 local function benchmarks_key(ak) return P .. 'b:' .. ak end
 local function links_key(ak) return P .. 'links:' .. ak end
 local function job_key(ak) return P .. 'job:' .. ak end
@@ -45,4 +49,39 @@ local function newest_version(model)
   local newest = 0
   for _, version in ipairs(redis.call('HKEYS', versions_key(model))) do newest = math.max(newest, tonumber(version)) end
   return newest
+end
+
+local function model_item(model, version) return 'm/' .. model .. '/' .. version end
+local function artifact_item(ak) return 'a/' .. ak end
+
+-- Bytes and tenant of an item or a reservation: "<bytes> <tenant>".
+local function read_share(share)
+  local bytes, tenant = string.match(share or '', '^(%d+) (.+)$')
+  return tonumber(bytes or 0), tenant
+end
+
+-- Stop counting an item for its tenant.
+local function uncharge(item)
+  local bytes, tenant = read_share(redis.call('HGET', QUOTA_ITEMS, item))
+  if not tenant then return end
+  redis.call('HDEL', QUOTA_ITEMS, item)
+  if redis.call('HINCRBY', QUOTA_USED, tenant, text(0 - bytes)) <= 0 then redis.call('HDEL', QUOTA_USED, tenant) end
+end
+
+-- Count an item for a tenant; instead of what it was before, if it was there.
+local function charge(item, tenant, bytes)
+  uncharge(item)
+  redis.call('HSET', QUOTA_ITEMS, item, bytes .. ' ' .. tenant)
+  redis.call('HINCRBY', QUOTA_USED, tenant, bytes)
+end
+
+-- Count an artifact for the tenant of the first model version that has it.
+local function charge_artifact(ak, bytes)
+  local links = redis.call('SMEMBERS', links_key(ak))
+  table.sort(links)
+  for _, link in ipairs(links) do
+    local version, model = split_link(link)
+    local _, tenant = read_share(redis.call('HGET', QUOTA_ITEMS, model_item(model, version)))
+    if tenant then return charge(artifact_item(ak), tenant, bytes) end
+  end
 end

@@ -1,9 +1,14 @@
 -- SPDX-License-Identifier: Apache-2.0
 -- Make an artifact visible to every model version that asked for it. Returns 1, or 0 if the lease is lost.
-local ak, worker, fence, manifest, digest, build, message = unpack(ARGV, 4)
+local ak, worker, fence, manifest, digest, build, message, envelope, size_bytes = unpack(ARGV, 4)
 if ended_by(ak, worker, fence, READY) then return 1 end
 if not holds(ak, worker, fence) then return 0 end
 redis.call('SET', manifest_key(ak), manifest)
+if envelope and envelope ~= '' then
+  redis.call('SET', envelope_key(ak), envelope)
+else
+  redis.call('DEL', envelope_key(ak)) -- what an earlier build of this key was signed with says nothing about this one
+end
 redis.call('HSET', DIGESTS, ak, digest)
 redis.call('HSET', job_key(ak), 'build', build)
 redis.call('HDEL', job_key(ak), 'failures')
@@ -14,5 +19,6 @@ for _, link in ipairs(redis.call('SMEMBERS', links_key(ak))) do
   if not told[model] then changed(model) end
   told[model] = true
 end
+charge_artifact(ak, size_bytes)
 finish(ak, READY, message)
 return 1

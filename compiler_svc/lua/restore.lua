@@ -1,27 +1,81 @@
 -- SPDX-License-Identifier: Apache-2.0
--- Put records from the durable tier into an index that lacks them; what is there stays. ARGV: kind, then its values.
-local kind = ARGV[1]
-if kind == 'version' then
-  local _, model, version, content, record = unpack(ARGV)
+-- Put records from the durable tier into an index that lacks them; what is there stays. Many records in one step.
+-- ARGV: for each record the number of its words, then the words: kind and values. Returns how many were lacking, or -1
+-- if Redis was emptied between "begin" and "done", so that what was restored first is gone again.
+local restore = {}
+local emptied = false
+
+function restore.begin(token)
+  redis.call('HSET', META, 'filling:' .. token, text(NOW))
+  return 0
+end
+
+function restore.version(model, version, content, record, tenant, bytes)
   local last = tonumber(redis.call('HGET', MODELS, model) or 0)
   redis.call('HSET', MODELS, model, text(math.max(last, tonumber(version))))
-  redis.call('HSETNX', versions_key(model), version, record)
   redis.call('HSETNX', contents_key(model), version, content)
-elseif kind == 'sequence' then
-  local _, model, last = unpack(ARGV)
-  redis.call('HSET', MODELS, model, text(math.max(tonumber(redis.call('HGET', MODELS, model) or 0), tonumber(last))))
-elseif kind == 'alias' then
-  local _, model, alias, version = unpack(ARGV)
-  redis.call('HSETNX', aliases_key(model), alias, version)
-elseif kind == 'artifact' then
-  local _, model, version, ak, digest, manifest = unpack(ARGV)
-  if redis.call('HSETNX', DIGESTS, ak, digest) == 1 then redis.call('SET', manifest_key(ak), manifest) end
-  redis.call('HSET', artifacts_key(model), version .. '/' .. ak, redis.call('HGET', DIGESTS, ak))
-  redis.call('SADD', links_key(ak), version .. '/' .. model)
-elseif kind == 'benchmark' then
-  local _, ak, figure, record = unpack(ARGV)
-  redis.call('HSETNX', benchmarks_key(ak), figure, record)
-elseif kind == 'done' then
-  redis.call('HSETNX', META, 'epoch', ARGV[2])
+  charge(model_item(model, version), tenant, bytes)
+  return redis.call('HSETNX', versions_key(model), version, record)
 end
-return 1
+
+function restore.sequence(model, last)
+  local known = tonumber(redis.call('HGET', MODELS, model) or 0)
+  redis.call('HSET', MODELS, model, text(math.max(known, tonumber(last))))
+  return known < tonumber(last) and 1 or 0
+end
+
+function restore.alias(model, alias, version)
+  return redis.call('HSETNX', aliases_key(model), alias, version)
+end
+
+function restore.artifact(model, version, ak, digest, manifest, envelope, bytes)
+  local added = redis.call('HSETNX', DIGESTS, ak, digest)
+  local current = redis.call('HGET', DIGESTS, ak)
+  if current == digest then
+    redis.call('SETNX', manifest_key(ak), manifest)
+    if envelope ~= '' then redis.call('SETNX', envelope_key(ak), envelope) end
+  end
+  added = added + redis.call('SADD', links_key(ak), version .. '/' .. model)
+  local member = version .. '/' .. ak
+  if redis.call('HGET', artifacts_key(model), member) ~= current then
+    redis.call('HSET', artifacts_key(model), member, current)
+    changed(model)
+    added = added + 1
+  end
+  if current == digest then charge_artifact(ak, bytes) end
+  return math.min(added, 1)
+end
+
+function restore.benchmark(ak, figure, record)
+  return redis.call('HSETNX', benchmarks_key(ak), figure, record)
+end
+
+function restore.quota(tenant, limit)
+  return redis.call('HSETNX', QUOTA_LIMITS, tenant, limit)
+end
+
+-- All was read: what is counted for tenants and not there any more is counted no longer.
+function restore.done(token)
+  if redis.call('HDEL', META, 'filling:' .. token) == 0 then
+    emptied = true
+    return 0
+  end
+  for _, item in ipairs(redis.call('HKEYS', QUOTA_ITEMS)) do
+    local model, version = string.match(item, '^m/(.+)/(%d+)$')
+    local ak = string.match(item, '^a/(.+)$')
+    local there = model and redis.call('HEXISTS', versions_key(model), version) == 1
+      or ak and redis.call('HEXISTS', DIGESTS, ak) == 1
+    if not there then uncharge(item) end
+  end
+  if redis.call('HSETNX', META, 'epoch', token) == 1 then redis.call('HSET', META, 'epoch_at', text(NOW)) end
+  return 0
+end
+
+local lacking, at = 0, 1
+while at <= #ARGV do
+  local words = {}
+  for i = 1, tonumber(ARGV[at]) do words[i] = ARGV[at + i] end
+  lacking = lacking + restore[words[1]](unpack(words, 2))
+  at = at + #words + 1
+end
+return emptied and -1 or lacking

@@ -6,18 +6,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import grpc.aio
+
 from compiler_svc.distribution import Distribution
 from compiler_svc.offers import OfferDesk
 from dovetail.pb.v1 import artifacts_pb2 as pb
-from dovetail.pb.v1.artifacts_pb2_grpc import ArtifactCacheServicer
+from dovetail.pb.v1.artifacts_pb2_grpc import ArtifactCacheServicer, add_ArtifactCacheServicer_to_server
+from dovetail.rpc.chunk_frames import fetch_handlers
 from dovetail.rpc.interceptor import Context
 from dovetail.rpc.lifecycle import until
 
 SERVICE = "dovetail.v1.ArtifactCache"
 
 
+def add_artifacts(servicer: ArtifactsServicer, distribution: Distribution, server: grpc.aio.Server) -> None:
+    """Serve all of the service; the first handler that knows a method takes it, so FetchChunks comes first."""
+    server.add_generic_rpc_handlers((fetch_handlers(distribution.chunks.send),))
+    add_ArtifactCacheServicer_to_server(servicer, server)
+
+
 class ArtifactsServicer(ArtifactCacheServicer):
-    """See protos/dovetail/v1/artifacts.proto."""
+    """See protos/dovetail/v1/artifacts.proto; FetchChunks is not here but in `fetch_handlers`."""
 
     def __init__(self, offers: OfferDesk, distribution: Distribution, *, stopping: asyncio.Event) -> None:
         self._offers = offers
@@ -38,14 +47,7 @@ class ArtifactsServicer(ArtifactCacheServicer):
 
     async def GetManifest(self, request: pb.GetManifestRequest, context: Context) -> pb.ManifestReply:  # noqa: N802
         """A manifest as stored."""
-        return await self._distribution.manifest(request.artifact_key)
-
-    async def FetchChunks(  # noqa: N802
-        self, request: pb.FetchChunksRequest, context: Context
-    ) -> AsyncIterator[pb.Chunk]:
-        """Chunks by digest."""
-        async for chunk in self._distribution.chunks(request.digests):
-            yield chunk
+        return await self._distribution.manifest(request.artifact_key, request.known_digest)
 
     async def ReportBenchmark(  # noqa: N802
         self, request: pb.ReportBenchmarkRequest, context: Context

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from compiler_svc.backends import all_backends
+from compiler_svc.collection.room import ResultRoom
 from compiler_svc.jobs.base import Lease
 from compiler_svc.storage import Storage, open_storage, wait_for_redis
 from compiler_svc.worker.build_spec import BuildResult, BuildSpec, ChildLimits, Progress
@@ -23,6 +24,8 @@ from compiler_svc.worker.leased_build import BuildOptions, LeasedBuild
 from compiler_svc.worker.loop import LoopOptions, WorkerLoop
 from compiler_svc.worker.sandbox import run_build
 from compiler_svc.worker.settings import WorkerSettings
+from compiler_svc.worker.signing import Signer, open_signer
+from compiler_svc.worker.stopping import hurried_by_signal
 from dovetail.clock import SystemClock
 from dovetail.errors import DovetailError, UnavailableError
 from dovetail.fingerprint import Fingerprint
@@ -46,13 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
+    signer = await asyncio.to_thread(open_signer, settings.signing)
     storage = open_storage(settings.store, lease_s=settings.lease_s)
     try:
         if not await wait_for_redis(storage.redis, stop, wait_s=settings.store.redis_wait_s):
             return
+        await storage.guard.start()
         machine = await measure()
         emulations = await asyncio.to_thread(_find_emulations, settings, machine)
         record = worker_record(settings.worker_id, machine, all_backends(), emulations)
+        record.concurrency = settings.concurrency
         with suppress(UnavailableError):  # Redis went away again; the loop waits for it
             await storage.jobs.heartbeat(record)
         _log.info(
@@ -64,12 +70,13 @@ async def _serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
             concurrency=settings.concurrency, heartbeat_s=settings.heartbeat_s, drain_s=settings.drain_s
         )
         loop = WorkerLoop(
-            record, storage.jobs, task_for=_task_maker(settings, storage, machine, emulations), options=options
+            record, storage.jobs, task_for=_task_maker(settings, storage, machine, emulations, signer), options=options
         )
-        await loop.run(stop)
+        async with hurried_by_signal(stop) as hurry:
+            await loop.run(stop, hurry)
         _log.info("worker.stopped id=%s", record.id)
     finally:
-        await storage.redis.aclose()
+        await storage.aclose()
 
 
 def _find_emulations(settings: WorkerSettings, machine: Fingerprint) -> tuple[FoundEmulation, ...]:
@@ -78,7 +85,11 @@ def _find_emulations(settings: WorkerSettings, machine: Fingerprint) -> tuple[Fo
 
 
 def _task_maker(
-    settings: WorkerSettings, storage: Storage, machine: Fingerprint, emulations: Sequence[FoundEmulation]
+    settings: WorkerSettings,
+    storage: Storage,
+    machine: Fingerprint,
+    emulations: Sequence[FoundEmulation],
+    signer: Signer,
 ) -> Callable[[Lease], LeasedBuild]:
     options = BuildOptions(
         machine=machine,
@@ -90,6 +101,8 @@ def _task_maker(
         emulations={found.cpu.name: found.cpu for found in emulations},
         emulated_samples=settings.emulated_samples,
         plugins=settings.plugins,
+        signer=signer,
+        chunker=settings.chunker,
     )
 
     def make(lease: Lease) -> LeasedBuild:
@@ -102,6 +115,7 @@ def _task_maker(
             options=options,
             clock=SystemClock(),
             kept=storage.kept,
+            room=ResultRoom(storage.quotas, storage.pins),
         )
 
     return make

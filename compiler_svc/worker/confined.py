@@ -24,6 +24,9 @@ from compiler_svc.worker import confinement
 CONFINED = "DOVETAIL_CONFINED"
 """Environment variable with the rights that are gone, separated by commas."""
 
+HIDDEN = "DOVETAIL_HIDDEN"
+"""Environment variable with absolute paths of files that the program must not see, separated by commas."""
+
 EXIT_PROCESSES = 97
 """The program had more processes than it may have."""
 
@@ -41,6 +44,7 @@ def main(directory: Path, command: Sequence[str]) -> NoReturn:
     confinement.die_with_parent()  # after new namespaces, which undo it
     if "mounts" in gone and confinement.make_read_only_but(directory):
         gone.add("writing")
+    _hide_secrets(mounts="mounts" in gone)
     if "processes" not in gone:
         _become(command, limits, gone)
     reading, writing = os.pipe()
@@ -53,6 +57,12 @@ def main(directory: Path, command: Sequence[str]) -> NoReturn:
     with os.fdopen(reading, "rb") as pipe:
         status = pipe.read()
     _end_like(int(status) if status else signal.SIGKILL)  # nothing told: the kernel killed it
+
+
+def _hide_secrets(*, mounts: bool) -> None:
+    for name in os.environ.pop(HIDDEN, "").split(","):
+        if mounts and name and os.path.exists(name):
+            confinement.hide(Path(name))
 
 
 def _watch_over(command: Sequence[str], limits: Mapping[str, Any], gone: set[str], channel: int) -> NoReturn:

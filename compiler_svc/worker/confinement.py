@@ -85,6 +85,17 @@ def make_read_only_but(directory: Path) -> bool:
     return os.access(directory, os.W_OK)
 
 
+def hide(file: Path) -> bool:
+    """In a mount namespace of our own: show an empty file in the place of that one, to everything started from here.
+
+    Who gave up the right to mount, as `give_up_privileges` does, cannot take it away again.
+
+    Returns:
+        True if it is so.
+    """
+    return _mount(os.devnull, str(file), "", _MS_BIND)
+
+
 def mount_own_proc() -> bool:
     """Show only the processes of our own namespace; to be called in the first process of it."""
     return _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)

@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compiler_svc.backends import all_kept
 from compiler_svc.backends.base import Plugin
+from compiler_svc.collection.room import ResultRoom
 from compiler_svc.index import Index
 from compiler_svc.intake.limits import WEIGHTS_FILE
 from compiler_svc.jobs.base import JobQueue, Lease
 from compiler_svc.kept_files import Given, KeptFiles
 from compiler_svc.scratch import scratch_directory
+from compiler_svc.worker.build_report import BuildReport
 from compiler_svc.worker.build_spec import (
     MAX_GATE_SAMPLES,
     BuildResult,
@@ -31,6 +34,7 @@ from compiler_svc.worker.build_spec import (
 from compiler_svc.worker.child_failure import ChildFailure, FailureKind
 from compiler_svc.worker.known_figures import known_figures
 from compiler_svc.worker.publish import manifest_of, store_result
+from compiler_svc.worker.signing import Signer
 from dovetail.clock import Clock
 from dovetail.errors import DovetailError, IntegrityError, NotFoundError, OverLimitError, UnavailableError
 from dovetail.fingerprint import Fingerprint
@@ -43,8 +47,9 @@ from dovetail.pb.v1.registry_pb2 import (
     FILE_ROLE_VALIDATION,
     FILE_ROLE_WEIGHTS,
 )
-from dovetail.pb.v1.storage_pb2 import BuildJob, ModelRecord
+from dovetail.pb.v1.storage_pb2 import ModelRecord
 from dovetail.store.base import ChunkStore
+from dovetail.store.chunking import Chunker, fixed
 from dovetail.store.files import load_file
 from dovetail.wire import (
     benchmark_bytes,
@@ -73,19 +78,14 @@ _FILES = {
     FILE_ROLE_VALIDATION: "validation.npz",
     FILE_ROLE_PROGRAM: "program.pt2",
 }
-_PHASES = {
-    "building": pb.BUILD_PHASE_BUILDING,
-    "gating": pb.BUILD_PHASE_GATING,
-    "measuring": pb.BUILD_PHASE_MEASURING,
-}
+_TAKEN = (pb.BUILD_PHASE_QUEUED, pb.BUILD_PHASE_UNROUTED, pb.BUILD_PHASE_FAILED, pb.BUILD_PHASE_CANCELLED)
+"""Phases that a build is in when it is not this worker's any more; READY it is by this worker's own doing."""
+
 _KINDS = {
     FailureKind.DETERMINISTIC: pb.BUILD_FAILURE_KIND_DETERMINISTIC,
     FailureKind.RESOURCE: pb.BUILD_FAILURE_KIND_RESOURCE,
     FailureKind.INFRASTRUCTURE: pb.BUILD_FAILURE_KIND_INFRASTRUCTURE,
 }
-PROGRESS_S = 0.2
-"""At most this often a step is told on: a progress bar needs no more, and Redis keeps every step."""
-
 MAX_LOG_TAIL = 4096
 """Bytes of a child's log that are kept with a failure, as compiler.proto says."""
 
@@ -104,6 +104,8 @@ class BuildOptions:
         emulations: CPUs that the gate can run under here, by the name that jobs have for them.
         emulated_samples: Samples that such a gate runs at most.
         plugins: Native code that recipes may name.
+        signer: Signs the manifests.
+        chunker: Where files are cut.
     """
 
     machine: Fingerprint
@@ -115,6 +117,8 @@ class BuildOptions:
     emulations: Mapping[str, EmulatedCpu] = field(default_factory=dict)
     emulated_samples: int = 100
     plugins: tuple[Plugin, ...] = ()
+    signer: Signer = field(default_factory=Signer)
+    chunker: Chunker = field(default_factory=fixed)
 
 
 class LeasedBuild:
@@ -131,6 +135,7 @@ class LeasedBuild:
         options: BuildOptions,
         clock: Clock,
         kept: KeptFiles | None = None,
+        room: ResultRoom | None = None,
     ) -> None:
         self._lease = lease
         self._index = index
@@ -140,8 +145,9 @@ class LeasedBuild:
         self._options = options
         self._clock = clock
         self._kept = kept
-        self._state = _started(lease)
-        self._news = asyncio.Event()
+        self._room = room
+        self._report = BuildReport(lease, jobs)
+        self._state = self._report.state
 
     async def work(self) -> None:
         """Build and report the end; returns also when the lease was lost. Cancelling it kills the child
@@ -151,7 +157,8 @@ class LeasedBuild:
             UnavailableError: The job queue did not answer until the lease was over.
         """
         building = asyncio.create_task(self._build())
-        helpers = [asyncio.create_task(self._keep_lease(building)), asyncio.create_task(self._tell_progress())]
+        beside = (self._keep_lease(building), self._mind_end(building), self._report.run(lambda: self._lost(building)))
+        helpers = [asyncio.create_task(helper) for helper in beside]
         try:
             outcome = await building
         except asyncio.CancelledError:
@@ -179,10 +186,11 @@ class LeasedBuild:
                 spec = replace(self._spec(record), known=known)
                 key, given = await self._fetch_kept(spec, directory)
                 spec = replace(spec, kept_files=given.files)
-                outcome = await self._run(directory, spec, self._limits(spec), self._heard)
+                outcome = await self._run_child(directory, spec)
                 if isinstance(outcome, ChildFailure):
                     return outcome
-                await self._publish(record, outcome)
+                async with self._storing(record, outcome):
+                    await self._publish(record, outcome)
                 if self._kept is not None and outcome.keep is not None:
                     await self._kept.keep(spec.recipe.engine, key, outcome.keep, given)
                 return None
@@ -194,6 +202,16 @@ class LeasedBuild:
             return _failure(FailureKind.INFRASTRUCTURE, "store", exc)
         except DovetailError as exc:
             return _failure(FailureKind.DETERMINISTIC, exc.code.value, exc)
+
+    async def _run_child(self, directory: Path, spec: BuildSpec) -> BuildResult | ChildFailure:
+        """Run the child and tell the end of its log meanwhile."""
+        telling = asyncio.create_task(self._report.follow_log(directory))
+        try:
+            return await self._run(directory, spec, self._limits(spec), self._report.heard)
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+            self._state.log_tail = ""
 
     async def _materialise(self, record: ModelRecord, directory: Path) -> None:
         for file in record.files:
@@ -251,19 +269,28 @@ class LeasedBuild:
             raise UnavailableError(f"the gate is to run under {name!r}, which this worker does not emulate any more")
         return cpu
 
+    def _storing(self, record: ModelRecord, result: BuildResult) -> AbstractAsyncContextManager[None]:
+        """Room in the tenant's quota for the files, which stay until a manifest names them."""
+        if self._room is None:
+            return nullcontext()
+        size_bytes = sum(file.path.stat().st_size for file in result.files)
+        return self._room.taken(self._lease.job, self._lease.fence, record, size_bytes)
+
     async def _publish(self, record: ModelRecord, result: BuildResult) -> None:
         self._state.phase = pb.BUILD_PHASE_PUBLISHING
         self._state.message = "storing the files"
         self._state.gate_json = gate_bytes(result.gate)
         self._state.benchmark_json = benchmark_bytes(next(iter(result.benchmarks), None))
-        self._news.set()
-        files = await store_result(self._chunks, result)
+        self._report.tell()
+        files = await store_result(self._chunks, result, self._options.chunker)
         manifest = manifest_of(
             self._lease.job, record, result, files, machine=self._options.machine, built_at_ms=self._clock.wall_ms()
         )
         self._state.size_bytes = manifest.size_bytes
         self._state.message = "published"
-        accepted = await self._insist(lambda: self._jobs.publish(self._lease, manifest.to_bytes(), self._state))
+        data = manifest.to_bytes()
+        envelope = await asyncio.to_thread(self._options.signer.seal, data)
+        accepted = await self._insist(lambda: self._jobs.publish(self._lease, data, self._state, envelope=envelope))
         _log.info(
             "build.published key=%s recipe=%s size_bytes=%d accepted=%s",
             manifest.artifact_key, manifest.recipe.name, manifest.size_bytes, accepted,
@@ -317,38 +344,24 @@ class LeasedBuild:
                 _log.warning("build.lease_unknown key=%s why=%r", self._lease.job.artifact_key, str(exc))
                 continue
             if not held:
-                building.cancel()
+                self._lost(building)
                 return
 
-    def _heard(self, progress: Progress) -> None:
-        self._state.phase = _PHASES.get(progress.phase, self._state.phase)
-        self._state.fraction = min(max(progress.fraction, 0.0), 1.0)
-        self._state.message = progress.message
-        self._news.set()
+    async def _mind_end(self, building: asyncio.Task[ChildFailure | None]) -> None:
+        """Stop as soon as the queue tells that somebody else ended the build or has it; renewing finds it later."""
+        key = self._lease.job.artifact_key
+        try:
+            async for event in self._jobs.watch([key]):
+                if event.build.phase in _TAKEN and not await self._jobs.renew(self._lease):
+                    self._lost(building)
+                    return
+        except DovetailError as exc:
+            _log.debug("build.unwatched key=%s why=%r", key, str(exc))
 
-    async def _tell_progress(self) -> None:
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            try:
-                await self._jobs.progress(self._lease, self._state)
-            except DovetailError as exc:  # the next step tells it again
-                _log.debug("build.progress_untold key=%s why=%r", self._lease.job.artifact_key, str(exc))
-            await asyncio.sleep(PROGRESS_S)
-
-
-def _started(lease: Lease) -> pb.Build:
-    job: BuildJob = lease.job
-    return pb.Build(
-        artifact_key=job.artifact_key,
-        model=job.model,
-        version=job.version,
-        recipe=job.recipe,
-        hardware_class=job.hardware_class,
-        phase=pb.BUILD_PHASE_BUILDING,
-        message="fetching the model",
-        attempts=lease.attempt,
-    )
+    def _lost(self, building: asyncio.Task[ChildFailure | None]) -> None:
+        """The lease is another's, or nobody's. What is being published goes on: there the fence decides."""
+        if self._state.phase != pb.BUILD_PHASE_PUBLISHING:
+            building.cancel()
 
 
 def _failure(kind: FailureKind, code: str, error: DovetailError) -> ChildFailure:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker's life: say that it is alive, claim, build, repeat; drain when told to stop.
+"""The worker's life: say that it is alive, claim, build, repeat; drain when told to stop, and say that, too.
 
-An outage of the queue is waited out. What a build does is `leased_build`'s business.
+Draining it takes nothing more, and nothing is routed to it; what it builds it finishes, or gives back when the time for
+that is over or somebody is in a hurry. An outage of the queue is waited out. What a build
+does is `leased_build`'s business.
 """
 
 from __future__ import annotations
@@ -52,27 +54,35 @@ class WorkerLoop:
         self._options = options
         self._queue_lost = False
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Work until `stop` is set; then finish what runs, or give it back after the drain time."""
+    async def run(self, stop: asyncio.Event, hurry: asyncio.Event | None = None) -> None:
+        """Work until `stop` is set; then finish what runs, or give it back after the drain time or when `hurry` is."""
+        hurry = hurry or asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            beating = group.create_task(self._beat())
-            claimers = [group.create_task(self._claim_and_build(stop)) for _ in range(self._options.concurrency)]
+            beating = group.create_task(self._beat(stop))
+            claimers = [group.create_task(self._claim_and_build(stop, hurry)) for _ in range(self._options.concurrency)]
             await asyncio.wait(claimers)
             beating.cancel()
+        with suppress(UnavailableError):  # then it is forgotten when it has been silent for long enough
+            await self._jobs.leave(self._record.id)
 
-    async def _beat(self) -> None:
+    async def _beat(self, stop: asyncio.Event) -> None:
         while True:
+            if stop.is_set():
+                self._record.draining = True
             with suppress(UnavailableError):  # the claim says so
                 await self._jobs.heartbeat(self._record)
-            await asyncio.sleep(self._options.heartbeat_s)
+            if self._record.draining:
+                await asyncio.sleep(self._options.heartbeat_s)
+            else:
+                await pause(stop, self._options.heartbeat_s)
 
-    async def _claim_and_build(self, stop: asyncio.Event) -> None:
+    async def _claim_and_build(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         stopped = asyncio.create_task(stop.wait())
         try:
             while not stop.is_set():
                 lease = await self._claim(stop, stopped)
                 if lease is not None:
-                    await self._build(lease, stopped)
+                    await self._build(lease, stopped, hurry)
         finally:
             stopped.cancel()
 
@@ -93,7 +103,7 @@ class WorkerLoop:
         self._queue_lost = False
         return lease
 
-    async def _build(self, lease: Lease, stopped: asyncio.Task[bool]) -> None:
+    async def _build(self, lease: Lease, stopped: asyncio.Task[bool], hurry: asyncio.Event) -> None:
         job = lease.job
         _log.info(
             "build.started key=%s model=%s version=%d recipe=%s attempt=%d fence=%d",
@@ -104,11 +114,20 @@ class WorkerLoop:
             await asyncio.wait((working, stopped), return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
                 _log.info("worker.draining key=%s limit_s=%.0f", job.artifact_key, self._options.drain_s)
-                await asyncio.wait((working,), timeout=self._options.drain_s)
+                await self._drain(working, hurry)
         finally:
             working.cancel()
             await asyncio.wait((working,))
+        self._check(lease, working)
+
+    async def _drain(self, working: asyncio.Task[None], hurry: asyncio.Event) -> None:
+        hurried = asyncio.create_task(hurry.wait())
+        await asyncio.wait((working, hurried), timeout=self._options.drain_s, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+
+    def _check(self, lease: Lease, working: asyncio.Task[None]) -> None:
+        """Log a build whose end could not be told; raise what is a bug."""
         if not working.cancelled() and (error := working.exception()) is not None:
             if not isinstance(error, UnavailableError):
                 raise error
-            _log.error("build.end_untold key=%s why=%r", job.artifact_key, str(error))
+            _log.error("build.end_untold key=%s why=%r", lease.job.artifact_key, str(error))

@@ -14,12 +14,13 @@ from dovetail.fingerprint import Fingerprint
 from dovetail.hardware_class import hardware_class
 from dovetail.pb.v1.storage_pb2 import BuildJob, ModelRecord
 from dovetail.store.base import ChunkStore
+from dovetail.store.chunking import Chunker
 from dovetail.store.files import store_file
 from dovetail.wire import read_export_check, read_tensor_spec
 
 
-async def store_result(store: ChunkStore, result: BuildResult) -> tuple[FileEntry, ...]:
-    """Put the files of a build into the content store.
+async def store_result(store: ChunkStore, result: BuildResult, chunker: Chunker) -> tuple[FileEntry, ...]:
+    """Put the files of a build into the content store, cut as the chunker says.
 
     Raises:
         UnavailableError: The store does not answer.
@@ -27,7 +28,7 @@ async def store_result(store: ChunkStore, result: BuildResult) -> tuple[FileEntr
     """
     entries: list[FileEntry] = []
     for file in result.files:
-        digest, size_bytes, chunks = await store_file(store, file.path)
+        digest, size_bytes, chunks = await store_file(store, file.path, chunker=chunker)
         entries.append(FileEntry(file.name, file.role, size_bytes, digest, chunks))
     return tuple(entries)
 

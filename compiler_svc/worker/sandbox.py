@@ -39,6 +39,7 @@ from compiler_svc.worker.build_spec import (
     Progress,
 )
 from compiler_svc.worker.child_failure import ChildFailure, FailureKind
+from compiler_svc.worker.confined import HIDDEN
 from compiler_svc.worker.failure import failure_of_death
 from compiler_svc.worker.spec_file import read_sample_facts, write_spec
 from dovetail.benchmark import BenchmarkRecord
@@ -54,6 +55,7 @@ from dovetail.tensor import TensorSpec
 LOG_TAIL_BYTES = 4096
 CHILD_PROGRAM = ("-m", "compiler_svc.worker.child")
 _MAX_LINE_BYTES = 64 * 1024
+_SECRETS = "DOVETAIL_SIGNING_KEY"  # the worker's key files, which no foreign model needs to see
 _GPU_CHOICE = ("CUDA_VISIBLE_DEVICES",)  # which GPUs a worker may use; a child that saw others would build for them
 _SOURCE = str(Path(__file__).resolve().parents[2])
 
@@ -134,7 +136,7 @@ async def run_task(
     finally:
         await _kill_group(process)
     if timed_out:
-        tail = await asyncio.to_thread(_log_tail, directory)
+        tail = await asyncio.to_thread(log_tail, directory)
         text = f"the task was not done within {limits.wall_s:g} s; it was killed while {phase[0]}. Raise wall_s"
         return ChildFailure(FailureKind.RESOURCE, "timeout", text, tail, ErrorCode.DEADLINE)
     return await asyncio.to_thread(_outcome, directory, process.returncode or 0, phase[0], limits)
@@ -150,8 +152,10 @@ def _prepare(directory: Path, spec: IntakeSpec | BuildSpec, limits: ChildLimits)
 def _environment(directory: Path, threads: int) -> dict[str, str]:
     """Everything the child sees: no proxy, credential or search path of the parent."""
     visible = {name: os.environ[name] for name in _GPU_CHOICE if name in os.environ}
+    secrets = [os.path.abspath(part.strip()) for part in os.environ.get(_SECRETS, "").split(",") if part.strip()]
     return {
         **visible,
+        HIDDEN: ",".join(secrets),
         "PATH": os.defpath,
         "HOME": str(directory / "home"),
         "TMPDIR": str(directory / "tmp"),
@@ -190,7 +194,7 @@ async def _kill_group(process: asyncio.subprocess.Process) -> None:
 
 
 def _outcome(directory: Path, returncode: int, phase: str, limits: ChildLimits) -> ChildOutcome:
-    tail = _log_tail(directory)
+    tail = log_tail(directory)
     path = directory / RESULT_FILE
     if returncode != 0 or not path.is_file():
         return failure_of_death(returncode, phase, tail, limits)
@@ -273,8 +277,11 @@ def _unreadable(what: str, tail: str) -> ChildFailure:
     return ChildFailure(FailureKind.INFRASTRUCTURE, "no_result", text, tail, ErrorCode.INTERNAL)
 
 
-def _log_tail(directory: Path) -> str:
-    """The log's last bytes as text, our own directories left out of it."""
+def log_tail(directory: Path) -> str:
+    """The last bytes of a task's log as text, our own directories left out of it; "" before there is one.
+
+    It may be read while the task runs, and blocks for as long as reading 8 KiB takes.
+    """
     try:
         with (directory / LOG_FILE).open("rb") as file:
             file.seek(0, os.SEEK_END)

@@ -10,10 +10,12 @@ from pathlib import Path
 from compiler_svc.backends.base import Plugin
 from compiler_svc.shared_settings import StoreSettings, scratch_dir
 from compiler_svc.worker.build_spec import ChildLimits
+from compiler_svc.worker.signing import SigningSettings, read_key_paths
 from dovetail.digest import check_digest, check_name
 from dovetail.errors import InvalidInputError
 from dovetail.log import LEVELS
 from dovetail.settings import SettingsReader, host_identifier
+from dovetail.store.chunking import Chunker, chunker_named
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,9 @@ class WorkerSettings:
         limits: What one child process may use.
         plugins: TensorRT plugins that builds may load, "<sha256>=<path>" separated by commas; native code, so none
             unless the operator lists it.
+        signing: Keys that manifests are signed with (DOVETAIL_SIGNING_KEY, files separated by commas; DOVETAIL_MAKE_KEY
+            makes those that are missing; DOVETAIL_PUBLIC_KEY_DIR gets the public halves).
+        chunker: Where published files are cut, see `dovetail.store.chunking`; the same on all workers of a mesh.
         log_level: debug, info, warning or error.
         log_json: JSON lines; None means unless on a terminal.
     """
@@ -57,6 +62,8 @@ class WorkerSettings:
     emulated_samples: int
     limits: ChildLimits
     plugins: tuple[Plugin, ...]
+    signing: SigningSettings
+    chunker: Chunker
     log_level: str
     log_json: bool | None
 
@@ -90,6 +97,12 @@ class WorkerSettings:
                 ),
             ),
             plugins=read.checked("DOVETAIL_TENSORRT_PLUGINS", "", _plugins),
+            signing=SigningSettings(
+                keys=read.checked("DOVETAIL_SIGNING_KEY", "", read_key_paths),
+                make=read.flag("DOVETAIL_MAKE_KEY", default=False),
+                public_folder=read.optional_path("DOVETAIL_PUBLIC_KEY_DIR"),
+            ),
+            chunker=read.checked("DOVETAIL_CHUNKER", "fixed", chunker_named),
             log_level=read.choice("DOVETAIL_LOG_LEVEL", "info", LEVELS),
             log_json=read.optional_flag("DOVETAIL_LOG_JSON"),
         )

@@ -7,10 +7,29 @@ from typing import Annotated
 
 import typer
 
-from dovetail.cli import build_list, builds, debug, demo, doctor, infer, machines, models, nodes, push, stale, up, why
+from dovetail.cli import (
+    build_list,
+    builds,
+    cache_node,
+    debug,
+    demo,
+    doctor,
+    infer,
+    machines,
+    models,
+    nodes,
+    push,
+    stale,
+    up,
+    why,
+    workers,
+)
 from dovetail.cli.context import DEFAULT_SERVER, ErrorGroup, GlobalOptions
 from dovetail.cli.exit_codes import TEXT
+from dovetail.cli.jobs import make_jobs
+from dovetail.cli.keys import app as keys
 from dovetail.cli.report import command as report
+from dovetail.cli.store import make_store
 
 
 def make_app() -> typer.Typer:
@@ -26,12 +45,16 @@ def make_app() -> typer.Typer:
     app.callback(epilog=TEXT)(_global_options)
     app.command("demo")(demo.demo)
     app.command("up")(up.up)
+    app.command("cache-node")(cache_node.cache_node)
     app.command("doctor")(doctor.doctor)
     app.command("version")(doctor.version)
     app.command("push")(push.push)
     app.command("models")(models.models)
     app.command("compile")(builds.compile_model)
     app.command("builds")(build_list.builds)
+    app.add_typer(make_jobs(), name="jobs")
+    app.command("workers")(workers.workers)
+    app.add_typer(make_store(), name="store")
     app.command("artifacts")(builds.artifacts)
     app.command("rebuild")(builds.rebuild)
     app.command("stale")(stale.stale)
@@ -41,6 +64,7 @@ def make_app() -> typer.Typer:
     app.command("why")(why.why)
     app.command("fingerprint")(machines.fingerprint)
     app.command("nodes")(nodes.nodes)
+    app.add_typer(keys, name="keys")
     return app
 
 

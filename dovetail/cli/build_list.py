@@ -26,6 +26,7 @@ def builds(
     """List builds, the newest first, and before them orders that no live worker covers.
 
     An order in phase "unrouted" waits: its text says what a worker must have, and it is placed when one comes.
+    `dovetail jobs` shows what runs and waits now, in the order in which it is taken.
     """
     from dovetail.cli.output import data_console, print_json, say
 

@@ -40,6 +40,7 @@ class BuildProgress:
         self.builds: dict[str, Build] = {}
         self._console = console or message_console()
         self._tasks: dict[str, TaskID] = {}
+        self._logs: dict[str, str] = {}
         self._progress = Progress(
             _MarkColumn(),
             TextColumn("{task.fields[recipe]}", markup=False),
@@ -67,6 +68,7 @@ class BuildProgress:
         name = build.artifact_key or f"{build.recipe.name}@{build.hardware_class}"  # what is only told has no key
         before = self.builds.get(name)
         self.builds[name] = build
+        self._show_log(name, build)
         if self._progress.disable:
             if before is None or before.phase is not build.phase:
                 self._console.print(Text(f"{build.recipe.name}: {state_text(build)}"), soft_wrap=True)
@@ -80,6 +82,25 @@ class BuildProgress:
         self._progress.update(task, completed=done, state=state_text(build), phase=build.phase)
         if build.phase.ended:
             self._progress.stop_task(task)
+
+    def _show_log(self, name: str, build: Build) -> None:
+        """Print the lines of the log that were not there before."""
+        if not build.log_tail:
+            return
+        for line in new_lines(self._logs.get(name, ""), build.log_tail):
+            self._console.print(Text(f"{build.recipe.name} | {line}", style="dim"), soft_wrap=True)
+        self._logs[name] = build.log_tail
+
+
+def new_lines(before: str, after: str) -> list[str]:
+    """Lines of one end of a log that an earlier end of it did not have; all of them if the two do not meet."""
+    lines, known = after.splitlines(), before.splitlines()
+    for start in range(len(known)):
+        front = known[start:]
+        for cut in (0, 1):  # the first line of an end may be cut in front
+            if lines[cut : cut + len(front)] == front:
+                return lines[cut + len(front) :]
+    return lines
 
 
 def state_text(build: Build) -> str:

@@ -67,11 +67,13 @@ def compile_model(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Build again although the result is known.")] = False,
+    log: Annotated[bool, typer.Option("--log", help="Show what the compiler prints while it runs.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Build a model's artifacts and watch.
 
-    Ends with 1 if none could be built. Ctrl-C stops watching, not building.
+    Ends with 1 if none could be built. Ctrl-C stops watching, not building; a service that restarts meanwhile is waited
+    for.
     """
     from dovetail.cli.build_progress import BuildProgress
     from dovetail.cli.output import say
@@ -89,6 +91,8 @@ def compile_model(
                 objective=Wanted(objective.value),
                 budget_s=budget or 0.0,
                 force=force,
+                with_log=log,
+                on_interrupted=say,
             ):
                 progress.update(event)
         except KeyboardInterrupt:
@@ -115,7 +119,7 @@ def rebuild(
     with connected(ctx) as client:
         key = full_key(client, artifact)
         with BuildProgress() as progress:
-            for event in client.rebuild(key):
+            for event in client.rebuild(key, on_interrupted=say):
                 progress.update(event)
     builds = tuple(progress.builds.values())
     for build in builds:

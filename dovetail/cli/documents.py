@@ -10,6 +10,11 @@
 * artifacts: list of {artifact_key, manifest_digest, model, version, recipe, engine, device, precision, size_bytes,
   gate, benchmarks, labels, toolchain, built_by, built_at_ms, verified, rejected, reason}; rejected ones are failed
   builds
+* jobs: {jobs, total, now_ms}; jobs are {build, priority, worker, wait, why, able_workers, not_before_ms, created_at_ms,
+  updated_at_ms, tries, attempts}; build is one of `builds`, attempts are {worker, began_ms, ended_ms, why}
+* workers: list of {id, hardware_class, engines, toolchain, emulates, concurrency, draining, silent_ms, builds}
+* store: `stats`, `verify`, `gc` and `rebuild` print the fields of StoreStats, VerifyReport, CollectReport and
+  RebuildIndexReport of `dovetail.client`, `quota` a list of TenantUsage; documents of `stats` is {kind: count}
 * stale: {stale, builds}; stale is a list of {artifact_key, model, version, recipe, hardware_class, successor, tools},
   tools of {name, built_with, available}; builds is that of `compile`, empty without --requeue
 * offer (`why`): {model, version, hardware_class, hardware_label, objective, basis, choice, offered, low_memory,
@@ -28,7 +33,19 @@ from typing import Any
 
 from dovetail.cli.artifact_table import ArtifactRow
 from dovetail.cli.offer_view import group_offer
-from dovetail.client import Artifact, AssessedArtifact, Build, BuildOrder, Model, Node, Offer, PushResult, StaleArtifact
+from dovetail.client import (
+    Artifact,
+    AssessedArtifact,
+    Build,
+    BuildOrder,
+    Job,
+    Model,
+    Node,
+    Offer,
+    PushResult,
+    StaleArtifact,
+    Worker,
+)
 from dovetail.rules import Reason
 
 Document = dict[str, Any]
@@ -78,6 +95,38 @@ def build_document(build: Build) -> Document:
         "size_bytes": build.size_bytes,
         "hardware_class": build.hardware_class,
         "message": build.message,
+    }
+
+
+def job_document(job: Job) -> Document:
+    """A build as the queue sees it."""
+    return {
+        "build": build_document(job.build),
+        "priority": str(job.priority) if job.priority else None,
+        "worker": job.worker,
+        "wait": str(job.wait),
+        "why": job.why,
+        "able_workers": list(job.able_workers),
+        "not_before_ms": job.not_before_ms,
+        "created_at_ms": job.build.created_at_ms,
+        "updated_at_ms": job.build.updated_at_ms,
+        "tries": job.build.attempts,
+        "attempts": [asdict(attempt) for attempt in job.attempts],
+    }
+
+
+def worker_document(worker: Worker) -> Document:
+    """A live build worker."""
+    return {
+        "id": worker.id,
+        "hardware_class": worker.hardware_class,
+        "engines": list(worker.engines),
+        "toolchain": dict(worker.toolchain),
+        "emulates": list(worker.emulates),
+        "concurrency": worker.concurrency,
+        "draining": worker.draining,
+        "silent_ms": worker.silent_ms,
+        "builds": [build_document(build) for build in worker.builds],
     }
 
 

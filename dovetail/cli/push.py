@@ -17,6 +17,7 @@ from dovetail.cli.push_options import (
     RangeOption,
     SamplesOption,
     TaskOption,
+    TenantOption,
     ToleranceOption,
     read_ranges,
     read_tolerances,
@@ -49,6 +50,7 @@ def push(
     max_drop: DropOption = None,
     tolerance: ToleranceOption = None,
     ranges: RangeOption = None,
+    tenant: TenantOption = "",
     as_json: JsonFlag = False,
 ) -> None:
     """Push a model, or a bundle that says all the rest; the same content again changes nothing.
@@ -62,7 +64,7 @@ def push(
     with connected(ctx) as client, transfer_bar(f"pushing {name}") as on_progress:
         if bundle is not None:
             chosen = "" if model is None else name
-            result = client.push_bundle(bundle, name=chosen, on_progress=on_progress)
+            result = client.push_bundle(bundle, name=chosen, tenant=tenant, on_progress=on_progress)
         else:
             result = client.push(
                 name,
@@ -76,6 +78,7 @@ def push(
                 max_metric_drop=max_drop,
                 tolerances=read_tolerances(tolerance or ()),
                 ranges=read_ranges(ranges or ()),
+                tenant=tenant,
                 on_progress=on_progress,
             )
     _show(result, as_json=as_json)

@@ -48,6 +48,10 @@ RangeOption = Annotated[
     ),
 ]
 
+TenantOption = Annotated[
+    str, typer.Option(metavar="NAME", help="Whose quota it counts for; default: default. Also for a bundle.")
+]
+
 _RANGE = re.compile(r"(?P<input>.+):(?P<axis>\d{1,9})=(?P<min>\d{1,18}),(?P<usual>\d{1,18}),(?P<max>\d{1,18})")
 
 

@@ -51,6 +51,8 @@ def stale(
 def _requeued(client: Client, found: Iterable[StaleArtifact]) -> tuple[Build, ...]:
     """Order what has no successor, one order for each model version and class, and wait."""
     from dovetail.cli.build_progress import BuildProgress
+    from dovetail.cli.output import say
+    from dovetail.client import BuildPriority
 
     orders: dict[_Order, set[str]] = {}
     for item in found:
@@ -58,7 +60,14 @@ def _requeued(client: Client, found: Iterable[StaleArtifact]) -> tuple[Build, ..
             orders.setdefault((item.model, item.version, item.hardware_class), set()).add(item.recipe)
     with BuildProgress() as progress:
         for (name, version, hardware_class), recipes in sorted(orders.items()):
-            for event in client.compile(name, version=version, recipes=sorted(recipes), hardware_class=hardware_class):
+            for event in client.compile(
+                name,
+                version=version,
+                recipes=sorted(recipes),
+                hardware_class=hardware_class,
+                priority=BuildPriority.BACKGROUND,
+                on_interrupted=say,
+            ):
                 progress.update(event)
     return tuple(progress.builds.values())
 

@@ -8,6 +8,7 @@ Both offer the same verbs from one implementation (`async_client`); errors are t
 from dovetail.accuracy import AccuracyPolicy
 from dovetail.client.async_client import AsyncClient, connect_async
 from dovetail.client.blocking_client import Client, connect
+from dovetail.client.build_results import Attempt, BuildPriority, Job, JobList, JobWait, Worker
 from dovetail.client.results import (
     Artifact,
     AssessedArtifact,
@@ -25,6 +26,19 @@ from dovetail.client.results import (
     StaleTool,
     Tensors,
 )
+from dovetail.client.store_results import (
+    CollectReport,
+    Damage,
+    DamageOwner,
+    HotTierFigures,
+    ModelFigures,
+    RebuildIndexReport,
+    StoreProgress,
+    StoreStats,
+    TenantUsage,
+    TierFigures,
+    VerifyReport,
+)
 from dovetail.offer import Objective
 from dovetail.ranges import DimRange
 
@@ -33,22 +47,39 @@ __all__ = [
     "Artifact",
     "AssessedArtifact",
     "AsyncClient",
+    "Attempt",
     "Build",
     "BuildEvent",
     "BuildFailure",
     "BuildOrder",
     "BuildPhase",
+    "BuildPriority",
     "Client",
+    "CollectReport",
+    "Damage",
+    "DamageOwner",
     "DimRange",
+    "HotTierFigures",
+    "Job",
+    "JobList",
+    "JobWait",
     "Model",
+    "ModelFigures",
     "Node",
     "Objective",
     "Offer",
     "PushResult",
+    "RebuildIndexReport",
     "Serving",
     "StaleArtifact",
     "StaleTool",
+    "StoreProgress",
+    "StoreStats",
+    "TenantUsage",
     "Tensors",
+    "TierFigures",
+    "VerifyReport",
+    "Worker",
     "connect",
     "connect_async",
 ]

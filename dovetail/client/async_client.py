@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,6 +34,7 @@ from dovetail.client.prepare import opened_bundle, with_samples
 from dovetail.client.push import OnProgress, PushOrder, check_files, is_program, policy_of, send_push
 from dovetail.client.results import Artifact, Model, Node, Offer, PushResult, Tensors
 from dovetail.client.samples import Samples
+from dovetail.client.store_calls import StoreCalls
 from dovetail.errors import NotFoundError
 from dovetail.fingerprint import Fingerprint
 from dovetail.layers import LayerReport
@@ -42,13 +44,14 @@ from dovetail.pb.v1.artifacts_pb2_grpc import ArtifactCacheStub
 from dovetail.pb.v1.compiler_pb2_grpc import CompilerStub
 from dovetail.pb.v1.fleet_pb2_grpc import FleetStub
 from dovetail.pb.v1.registry_pb2_grpc import ModelRegistryStub
+from dovetail.pb.v1.store_pb2_grpc import StoreStub
 from dovetail.ranges import DimRange
 from dovetail.rpc.channel import open_channel
 from dovetail.rpc.status import translated_errors
 from dovetail.tensor import Array, TensorSpec
 
 
-class AsyncClient(BuildCalls):
+class AsyncClient(BuildCalls, StoreCalls):
     """A connection to a mesh. Belongs to the event loop it is used in; many calls may run at once.
 
     All verbs raise the errors of `dovetail.errors`; UnavailableError if the service does not answer.
@@ -61,6 +64,7 @@ class AsyncClient(BuildCalls):
         self._registry = ModelRegistryStub(self._channel)
         self._cache = ArtifactCacheStub(self._channel)
         self._fleet = FleetStub(self._channel)
+        self._store = StoreStub(self._channel)
         self._chosen = ChosenNodes(inference, self.nodes)
 
     async def __aenter__(self) -> Self:
@@ -93,6 +97,7 @@ class AsyncClient(BuildCalls):
         max_metric_drop: float | None = None,
         tolerances: Mapping[str, float] | None = None,
         ranges: Sequence[DimRange] = (),
+        tenant: str = "",
         on_progress: OnProgress | None = None,
     ) -> PushResult:
         """Push a model; pushing the same content again returns the version that has it.
@@ -112,11 +117,12 @@ class AsyncClient(BuildCalls):
             max_metric_drop: Allowed loss of the task metric, a fraction; default: by precision.
             tolerances: Threshold of the gate (a field of `dovetail.gate.Thresholds`) -> value instead of the default.
             ranges: Sizes of free dimensions.
+            tenant: Whose quota it counts for; "" is "default".
             on_progress: Called with bytes sent and bytes in all.
 
         Raises:
             InvalidInputError: A file cannot be read, or intake refuses one; the text says which and why.
-            OverLimitError: Over a size, node or element limit.
+            OverLimitError: Over a size, node or element limit, or the tenant's quota.
             UnsupportedError: An opset or operator that no backend supports.
         """
         check_files([model, *external_data])
@@ -126,17 +132,20 @@ class AsyncClient(BuildCalls):
         )  # fmt: skip
         program = model if await asyncio.to_thread(is_program, model) else None
         order = PushOrder(
-            name, model, tuple(external_data), policy=judged_by, ranges=tuple(ranges), program=program
+            name, model, tuple(external_data), policy=judged_by, ranges=tuple(ranges), program=program, tenant=tenant
         )  # fmt: skip
         async with with_samples(order, calibration, validation) as complete:
             return await self._push(complete, on_progress)
 
-    async def push_bundle(self, bundle: Path, *, name: str = "", on_progress: OnProgress | None = None) -> PushResult:
+    async def push_bundle(
+        self, bundle: Path, *, name: str = "", tenant: str = "", on_progress: OnProgress | None = None
+    ) -> PushResult:
         """Push a bundle: a folder or zip with the model and a `dovetail.yaml` that says all the rest.
 
         Args:
             bundle: The folder or zip; `dovetail.client.bundle_file` shows the file's keys.
             name: Instead of the name in the file.
+            tenant: Whose quota it counts for; "" is "default".
             on_progress: Called with bytes sent and bytes in all.
 
         Raises:
@@ -145,7 +154,7 @@ class AsyncClient(BuildCalls):
             UnsupportedError: PyYAML is not installed, or as `push`.
         """
         async with opened_bundle(bundle, name) as order:
-            return await self._push(order, on_progress)
+            return await self._push(replace(order, tenant=tenant), on_progress)
 
     async def _push(self, order: PushOrder, on_progress: OnProgress | None) -> PushResult:
         with translated_errors(self.address):

@@ -157,11 +157,15 @@ class Client:
     delete = _blocking(AsyncClient.delete)
     compile = _iterating(AsyncClient.compile)
     build_all = _blocking(AsyncClient.build_all)
+    watch_builds = _iterating(AsyncClient.watch_builds)
     rebuild = _iterating(AsyncClient.rebuild)
     stale = _blocking(AsyncClient.stale)
     build = _blocking(AsyncClient.build)
     builds = _blocking(AsyncClient.builds)
     cancel = _blocking(AsyncClient.cancel)
+    jobs = _blocking(AsyncClient.jobs)
+    retry_jobs = _blocking(AsyncClient.retry_jobs)
+    workers = _blocking(AsyncClient.workers)
     negotiate = _blocking(AsyncClient.negotiate)
     watch_offers = _iterating(AsyncClient.watch_offers)
     artifacts = _blocking(AsyncClient.artifacts)
@@ -172,6 +176,12 @@ class Client:
     infer = _blocking(AsyncClient.infer)
     infer_stream = _iterating(AsyncClient.infer_stream)
     signature = _blocking(AsyncClient.signature)
+    store_stats = _blocking(AsyncClient.store_stats)
+    verify_store = _blocking(AsyncClient.verify_store)
+    collect_store = _blocking(AsyncClient.collect_store)
+    rebuild_index = _blocking(AsyncClient.rebuild_index)
+    quotas = _blocking(AsyncClient.quotas)
+    set_quota = _blocking(AsyncClient.set_quota)
 
 
 async def _opened(address: str, inference: str | None) -> AsyncClient:

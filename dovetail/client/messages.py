@@ -95,6 +95,7 @@ def read_build(message: compiler_pb2.Build) -> Build:
         created_at_ms=message.created_at_ms,
         updated_at_ms=message.updated_at_ms,
         cached=message.cached,
+        log_tail=message.log_tail,
     )
 
 

@@ -53,6 +53,7 @@ class PushOrder:
         expected_outputs: Outputs that the model must have; empty: any.
         program: The exported program (.pt2) beside the model, or None; equal to `model` where it comes alone.
         reference: .npz with outputs of the native module on examples, or None.
+        tenant: Whose quota it counts for; "" is "default".
     """
 
     name: str
@@ -66,9 +67,12 @@ class PushOrder:
     expected_outputs: tuple[TensorSpec, ...] = ()
     program: Path | None = None
     reference: Path | None = None
+    tenant: str = ""
 
     def __post_init__(self) -> None:
         check_name(self.name, "model name")
+        if self.tenant:
+            check_name(self.tenant, "tenant")
         check_tolerances(self.policy)
 
     def files(self) -> tuple[tuple[int, Path], ...]:
@@ -141,6 +145,7 @@ def _header(order: PushOrder, files: Sequence[registry_pb2.PushFile]) -> registr
         ranges=[range_message(item) for item in order.ranges],
         expected_inputs=[tensor_spec_message(spec) for spec in order.expected_inputs],
         expected_outputs=[tensor_spec_message(spec) for spec in order.expected_outputs],
+        tenant=order.tenant,
     )
 
 

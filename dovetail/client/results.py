@@ -145,6 +145,8 @@ class Build:
         created_at_ms: Wall clock of the service.
         updated_at_ms: Wall clock of the service.
         cached: The result was there before it was asked for.
+        log_tail: Last lines of the compiler's output while it runs, if they were asked for; in an event only when they
+            changed.
     """
 
     artifact_key: str
@@ -163,6 +165,7 @@ class Build:
     created_at_ms: int = 0
     updated_at_ms: int = 0
     cached: bool = False
+    log_tail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -253,7 +253,7 @@ def _side_by_side(files: Mapping[str, Path]) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="dovetail-refit-") as folder:
         for name in (WEIGHTS_FILE, WEIGHTS_DATA):
-            Path(folder, name).symlink_to(files[name].resolve())
+            Path(folder, name).symlink_to(files[name].absolute())  # not resolved: a name may mean another file by now
         yield Path(folder, WEIGHTS_FILE)
 
 

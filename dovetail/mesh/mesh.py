@@ -4,7 +4,10 @@
 The same programs with the same settings as in production; only addresses differ. Everything it keeps is under one data
 directory, so that a later mesh there has all that this one had:
 
-    redis/  blobs/  compiler/  worker-1/ …  runtime/  agent/  logs/  run/
+    redis/  blobs/  compiler/  worker-1/ …  runtime/  agent/  keys/  logs/  run/
+
+The first worker that starts there makes the key that all of them sign with; the nodes trust its public half. Settings
+in the environment win: DOVETAIL_SIGNING_KEY, DOVETAIL_TRUST, DOVETAIL_TRUSTED_KEYS.
 """
 
 from __future__ import annotations
@@ -166,6 +169,13 @@ class Mesh:
             "DOVETAIL_SCRATCH_DIR": str(self._root / name / "scratch"),
         }
 
+    def _signing(self) -> dict[str, str]:
+        return {
+            "DOVETAIL_SIGNING_KEY": str(self._root / "keys" / "worker.pem"),
+            "DOVETAIL_MAKE_KEY": "yes",
+            "DOVETAIL_PUBLIC_KEY_DIR": str(self._root / "keys" / "trusted"),
+        }
+
     def _compiler_part(self, environ: Mapping[str, str]) -> Part:
         settings = self._store_settings("compiler")
         return self._compiler.part(settings, address_variable="DOVETAIL_COMPILER_ADDRESS", environ=environ)
@@ -176,7 +186,7 @@ class Mesh:
             program=(sys.executable, "-m", "compiler_svc.worker"),
             log=self._root / "logs" / f"{name}.log",
             working_dir=self._root / name,
-            environ={**environ, **self._store_settings(name), "DOVETAIL_WORKER_ID": name},
+            environ={**self._signing(), **environ, **self._store_settings(name), "DOVETAIL_WORKER_ID": name},
             ready=lambda: is_reported(self._compiler.address, name),
             grace_s=30.0,
         )
@@ -188,4 +198,6 @@ class Mesh:
             "DOVETAIL_NODE": service.name,
             "DOVETAIL_METRICS": f"{HOST}:{metrics_port}" if metrics_port else "off",
         }
-        return service.part(settings, address_variable="DOVETAIL_ADDRESS", environ=self.options.environ)
+        trust = {"DOVETAIL_TRUSTED_KEYS": str(self._root / "keys" / "trusted")}
+        environ = {**trust, **self.options.environ}
+        return service.part(settings, address_variable="DOVETAIL_ADDRESS", environ=environ)

@@ -16,19 +16,22 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias, cast
+from typing import Any, NoReturn, TypeAlias, cast
 
 import grpc
 import grpc.aio
 
 from dovetail.errors import DovetailError, ErrorCode
-from dovetail.rpc.status import CODE_METADATA_KEY, REQUEST_ID_METADATA_KEY, public_text, status_of
+from dovetail.rpc.status import CODE_METADATA_KEY, REQUEST_ID_METADATA_KEY, public_text, status_of, trailers_of
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID_PATTERN = re.compile(r"^[A-Za-z0-9._:-]{1,64}$")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+ABORT_TIMEOUT_S = 1.0
+"""How long a status may wait behind data that the peer does not take."""
 
 QUIET_SERVICES = frozenset(
     {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection", "inference.GRPCInferenceService"}
@@ -86,8 +89,7 @@ class _Call:
                 await self._hide(context, exc, started, request_id)
             status = status_of(exc)
             self._log_end(context, status.name, started, request_id, reason=str(exc))
-            metadata = ((REQUEST_ID_METADATA_KEY, request_id), (CODE_METADATA_KEY, exc.code.value))
-            await context.abort(status, public_text(str(exc)), trailing_metadata=metadata)
+            await _abort(context, status, public_text(str(exc)), trailers_of(exc, request_id))
         except Exception as exc:  # the border: whatever else it is, the client must not see it
             await self._hide(context, exc, started, request_id)
         else:
@@ -96,10 +98,11 @@ class _Call:
     async def _hide(self, context: Context, exc: Exception, started: float, request_id: str) -> None:
         _log.error("rpc.bug method=%s request_id=%s", self._method, request_id, exc_info=exc)
         self._log_end(context, "INTERNAL", started, request_id)
-        await context.abort(
+        await _abort(
+            context,
             grpc.StatusCode.INTERNAL,
             f"internal error, request id {request_id}: the server's log has the details under this id",
-            trailing_metadata=((REQUEST_ID_METADATA_KEY, request_id), (CODE_METADATA_KEY, ErrorCode.INTERNAL.value)),
+            ((REQUEST_ID_METADATA_KEY, request_id), (CODE_METADATA_KEY, ErrorCode.INTERNAL.value)),
         )
 
     def _log_end(self, context: Context, status: str, started: float, request_id: str, *, reason: str = "") -> None:
@@ -117,6 +120,17 @@ class _Call:
                 level, "rpc.end method=%s peer=%s status=%s ms=%.1f request_id=%s",
                 self._method, context.peer(), status, elapsed_ms, request_id,
             )  # fmt: skip
+
+
+async def _abort(
+    context: Context, status: grpc.StatusCode, text: str, trailers: tuple[tuple[str, str], ...]
+) -> NoReturn:
+    """End a call with a status. A peer that takes nothing would never get it, so its stream is reset after a moment."""
+    try:
+        async with asyncio.timeout(ABORT_TIMEOUT_S):
+            await context.abort(status, text, trailing_metadata=trailers)
+    except TimeoutError:
+        raise asyncio.CancelledError from None  # grpc.aio drops the call without a word, and its core resets the stream
 
 
 def _wrapped(handler: Handler, call: _Call) -> Handler:

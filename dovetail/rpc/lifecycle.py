@@ -116,6 +116,8 @@ async def until(stop: asyncio.Event, items: AsyncIterator[_T], *, why: str) -> A
             upcoming.cancel()
             with suppress(asyncio.CancelledError, StopAsyncIteration):
                 await upcoming
+        elif upcoming is not None and not upcoming.cancelled():
+            upcoming.exception()  # read: it may have ended while we were cancelled, and would be reported as forgotten
         close = getattr(items, "aclose", None)
         if close is not None:
             await close()

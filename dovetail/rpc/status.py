@@ -17,6 +17,7 @@ import grpc
 from dovetail.errors import (
     ERROR_CLASSES,
     AlreadyExistsError,
+    BusyError,
     CancelledError,
     DeadlineError,
     DovetailError,
@@ -33,8 +34,14 @@ from dovetail.errors import (
 CODE_METADATA_KEY = "x-dovetail-code"
 REQUEST_ID_METADATA_KEY = "x-request-id"
 
+RETRY_METADATA_KEY = "grpc-retry-pushback-ms"
+"""Trailer that says how long to wait before the next attempt. Source: gRFC A6, "gRPC Retry Design", pushback."""
+
 MAX_TEXT_BYTES = 6 * 1024
 """Longest error text on the wire, percent-encoded: it travels in HTTP/2 trailers, whose default limit is 8 KiB."""
+
+MAX_RETRY_AFTER_S = 300.0
+"""Longest pause that a client takes at a server's word."""
 
 STATUS_BY_CODE: Mapping[ErrorCode, grpc.StatusCode] = MappingProxyType(
     {
@@ -45,6 +52,7 @@ STATUS_BY_CODE: Mapping[ErrorCode, grpc.StatusCode] = MappingProxyType(
         ErrorCode.UNSUPPORTED: grpc.StatusCode.UNIMPLEMENTED,
         ErrorCode.INCOMPATIBLE: grpc.StatusCode.FAILED_PRECONDITION,
         ErrorCode.INTEGRITY: grpc.StatusCode.DATA_LOSS,
+        ErrorCode.UNTRUSTED: grpc.StatusCode.FAILED_PRECONDITION,
         ErrorCode.OVER_LIMIT: grpc.StatusCode.RESOURCE_EXHAUSTED,
         ErrorCode.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
         ErrorCode.UNAVAILABLE: grpc.StatusCode.UNAVAILABLE,
@@ -78,6 +86,14 @@ def status_of(error: DovetailError) -> grpc.StatusCode:
     return STATUS_BY_CODE[error.code]
 
 
+def trailers_of(error: DovetailError, request_id: str) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata that goes with one of our errors."""
+    metadata = ((REQUEST_ID_METADATA_KEY, request_id), (CODE_METADATA_KEY, error.code.value))
+    if isinstance(error, BusyError):
+        return (*metadata, (RETRY_METADATA_KEY, str(round(error.retry_after_s * 1000))))
+    return metadata
+
+
 def public_text(text: str) -> str:
     """The text as it may travel: control characters out, cut so that it fits the trailers.
 
@@ -104,6 +120,8 @@ def error_from_rpc(error: grpc.RpcError, peer: str = "the service") -> DovetailE
     status = error.code()
     text = error.details() or f"{peer} answered {status.name} without a reason"
     metadata = _metadata(error)
+    if (pause_ms := metadata.get(RETRY_METADATA_KEY, "")).isascii() and pause_ms.isdigit():
+        return BusyError(text, retry_after_s=min(int(pause_ms[:9]) / 1000, MAX_RETRY_AFTER_S))
     known = ERROR_CLASSES.get(metadata.get(CODE_METADATA_KEY, ""))
     if known is not None:
         return known(text)

@@ -8,8 +8,9 @@ one type and file each: verified (digest checked on every read), tiered (hot bef
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 
 class ChunkStore(Protocol):
@@ -34,6 +35,78 @@ class ChunkStore(Protocol):
 
     async def missing(self, digests: Iterable[str]) -> set[str]:
         """Those of the digests that are not here; those that are, are protected from eviction for a while."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredChunk:
+    """A chunk as a durable store keeps it.
+
+    Attributes:
+        digest: Its name.
+        size_bytes: What it takes there, after compression.
+        touched_ms: When it was last put or asked for (in the trash: when it came there), by the clock of `now_ms`.
+    """
+
+    digest: str
+    size_bytes: int
+    touched_ms: int
+
+
+@runtime_checkable
+class CollectableChunkStore(ChunkStore, Protocol):
+    """A durable chunk store whose garbage can be collected while others read, ask and write.
+
+    `put` and `missing` touch what they find, in the same call: whoever was told that a chunk is there may name it in a
+    manifest within the grace. A chunk that nobody needs goes by `trash`, and one grace later by `purge`; until then
+    whoever asks for it, by `get`, `put` or `missing`, has it. Both steps look again whether it was touched since, so a
+    collector needs no lock: a chunk that `put` or `missing` promised is never taken away by a decision from before.
+
+    Attributes:
+        touch_resolution_ms: How much older than the truth `touched_ms` may be, because a store where touching is dear
+            leaves out what was touched just before. A collector adds it to its grace.
+    """
+
+    touch_resolution_ms: int
+
+    async def delete(self, digest: str) -> None:
+        """Remove a chunk at once, from the trash too; only for one whose bytes are wrong. Harmless if it is not there.
+
+        Raises:
+            UnavailableError: The store does not answer; so for all methods below.
+        """
+        ...
+
+    def chunks(self) -> AsyncIterator[Sequence[StoredChunk]]:
+        """All chunks that are not in the trash, page by page, in no order; one that comes or goes may be left out."""
+        ...
+
+    def trashed(self) -> AsyncIterator[Sequence[StoredChunk]]:
+        """All chunks in the trash, as `chunks`."""
+        ...
+
+    async def stat(self, digest: str) -> StoredChunk | None:
+        """One chunk, without touching it; None if it is not here or in the trash."""
+        ...
+
+    async def trash(self, digest: str, *, untouched_since_ms: int) -> bool:
+        """Put a chunk into the trash, unless it was touched after that time; returns whether it is there now."""
+        ...
+
+    async def restore(self, digest: str) -> bool:
+        """Take a chunk out of the trash, touched; returns whether it was there."""
+        ...
+
+    async def purge(self, digest: str, *, trashed_until_ms: int) -> bool:
+        """Remove a chunk for good that came into the trash at that time or before, unless it was wanted since.
+
+        Returns:
+            Whether it is gone.
+        """
+        ...
+
+    async def now_ms(self) -> int:
+        """The time in milliseconds since 1970 by the clock that `touched_ms` is taken from."""
         ...
 
 

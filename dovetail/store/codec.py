@@ -54,6 +54,23 @@ def unpack(codec: int, data: bytes, *, limit_bytes: int = MAX_CHUNK_BYTES) -> by
     return plain
 
 
+def plain_size(codec: Codec, data: bytes) -> int:
+    """How long `unpack` will say the data is: at once, from what is written at its beginning.
+
+    Raises:
+        IntegrityError: Damaged data, or more than any chunk has.
+    """
+    if codec is Codec.PLAIN:
+        return len(data)
+    try:
+        declared = int(zstandard.get_frame_parameters(data).content_size)
+    except zstandard.ZstdError as exc:
+        raise IntegrityError(f"compressed bytes are damaged: {exc}") from exc
+    if not 0 <= declared <= MAX_CHUNK_BYTES:
+        raise IntegrityError(f"compressed bytes declare {declared} bytes, at most {MAX_CHUNK_BYTES} were expected")
+    return declared
+
+
 def encode(data: bytes) -> bytes:
     """One byte that names the codec, then the packed data."""
     codec, packed = pack(data)

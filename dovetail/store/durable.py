@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,13 @@ def give_name(descriptor: int, temporary: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
+def move_durable(path: Path, target: Path) -> None:
+    """Move a file to another folder of the same disk; there for good when it returns. Raises OSError."""
+    path.rename(target)
+    sync_folder(target.parent)  # the new name first: a crash between the two finds the file under one of them
+    sync_folder(path.parent)
+
+
 def make_folder(folder: Path, *, mode: int = 0o777) -> None:
     """Make a folder with its parents, which get default permissions; harmless if it is there.
 
@@ -74,6 +82,19 @@ def make_folder(folder: Path, *, mode: int = 0o777) -> None:
         make_folder(folder.parent)
         folder.mkdir(mode=mode, exist_ok=True)
         sync_folder(folder.parent)  # else a crash could lose the folder with the file that was promised
+
+
+def clear_place(path: Path) -> None:
+    """Remove whatever stands where a file should: a damaged file, a folder, a link. Harmless if nothing does.
+
+    Raises:
+        UnavailableError: The disk cannot be written.
+    """
+    with disk_errors("remove what is in a file's place"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from itertools import islice
 from dovetail.digest import check_digest
 from dovetail.errors import OverLimitError
 from dovetail.store.codec import MAX_CHUNK_BYTES, decode, encode
+from dovetail.store.encoded import EncodedChunk, encoded_chunk
 from dovetail.store.redis_connection import RedisConnection
 
 TTL_S = 7 * 24 * 3600  # a week without a reader; every read and every question for it starts the week anew
@@ -30,8 +31,13 @@ class RedisChunkStore:
 
     async def get(self, digest: str) -> bytes | None:
         """See `ChunkStore.get`; also IntegrityError if the value is damaged beyond decoding."""
-        stored = await self._redis.call("GETEX", self._key(digest), "EX", self._ttl_s)
+        stored = await self._read(digest)
         return None if stored is None else await asyncio.to_thread(decode, stored)
+
+    async def get_encoded(self, digest: str) -> EncodedChunk | None:
+        """See `EncodedReader.get_encoded`."""
+        stored = await self._read(digest)
+        return None if stored is None else encoded_chunk(stored)
 
     async def put(self, digest: str, data: bytes) -> None:
         """See `ChunkStore.put`."""
@@ -51,6 +57,10 @@ class RedisChunkStore:
     async def delete(self, digest: str) -> None:
         """Remove a chunk; removing what is not there is harmless."""
         await self._redis.call("UNLINK", self._key(digest))
+
+    async def _read(self, digest: str) -> bytes | None:
+        stored: bytes | None = await self._redis.call("GETEX", self._key(digest), "EX", self._ttl_s)
+        return stored
 
     async def _missing(self, batch: Sequence[str]) -> set[str]:
         kept = await self._redis.call_all([("EXPIRE", self._key(digest), self._ttl_s) for digest in batch])

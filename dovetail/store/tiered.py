@@ -8,17 +8,20 @@ While the hot tier does not answer it is left alone for a few seconds, else ever
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
 
 from dovetail.clock import Clock, SystemClock
 from dovetail.errors import DovetailError, IntegrityError, OverLimitError, UnavailableError
 from dovetail.store.base import ChunkStore
+from dovetail.store.encoded import EncodedChunk, plain_form, read_encoded
 from dovetail.store.verified import Deletable
 
 PAUSE_S = 5.0
 """How long a hot tier that failed is not asked again."""
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 _TIER_FAILURES = (UnavailableError, OverLimitError, IntegrityError)
 
 
@@ -41,6 +44,15 @@ class TieredChunkStore:
         if data is not None:
             await self._put_hot(digest, data)
         return data
+
+    async def get_encoded(self, digest: str) -> EncodedChunk | None:
+        """See `EncodedReader.get_encoded`; as `get`."""
+        chunk = await self._ask_hot(lambda: read_encoded(self._hot, digest))
+        if chunk is None:
+            chunk = await read_encoded(self._durable, digest)
+            if chunk is not None:
+                await self._put_hot(digest, (await plain_form(chunk)).data)
+        return chunk
 
     async def put(self, digest: str, data: bytes) -> None:
         """See `ChunkStore.put`; durable when it returns."""
@@ -66,15 +78,18 @@ class TieredChunkStore:
                 await store.delete(digest)
 
     async def _get_hot(self, digest: str) -> bytes | None:
+        return await self._ask_hot(lambda: self._hot.get(digest))
+
+    async def _ask_hot(self, read: Callable[[], Awaitable[_T | None]]) -> _T | None:
         if not self._hot_answers():
             return None
         try:
-            data = await self._hot.get(digest)
+            found = await read()
         except _TIER_FAILURES as exc:
             self._hot_failed(exc)
             return None
         self._hot_worked()
-        return data
+        return found
 
     async def _missing_hot(self, digests: set[str]) -> set[str]:
         if not digests or not self._hot_answers():

@@ -15,6 +15,8 @@ from typing import Protocol, runtime_checkable
 from dovetail.digest import sha256_hex
 from dovetail.errors import DovetailError, IntegrityError
 from dovetail.store.base import ChunkStore
+from dovetail.store.codec import unpack
+from dovetail.store.encoded import EncodedChunk, read_encoded
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +56,18 @@ class VerifiedChunkStore:
         await self._discard(digest, "sha256 differs")
         return None
 
+    async def get_encoded(self, digest: str) -> EncodedChunk | None:
+        """See `EncodedReader.get_encoded`; wrong bytes count as absent."""
+        try:
+            chunk = await read_encoded(self._inner, digest)
+            if chunk is None or await asyncio.to_thread(_digest, chunk) == digest:
+                return chunk
+        except IntegrityError as exc:
+            await self._discard(digest, str(exc))
+            return None
+        await self._discard(digest, "sha256 differs")
+        return None
+
     async def put(self, digest: str, data: bytes) -> None:
         """See `ChunkStore.put`.
 
@@ -83,3 +97,7 @@ class VerifiedChunkStore:
             await self.delete(digest)
         except DovetailError as exc:  # the reader is safe either way; the next read meets it again
             _log.warning("chunk.corrupt_kept store=%s digest=%s why=%r", self._name, digest, str(exc))
+
+
+def _digest(chunk: EncodedChunk) -> str:
+    return sha256_hex(unpack(chunk.codec, chunk.data, limit_bytes=chunk.size_bytes))

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From verified files to a model that has proven itself on this machine: load, warm up, replay the goldens.
 
-What lives here is the order of the checks before anything can become READY: digests of all files, the contract by this
-machine's own rules, free memory, then load, warm-up and goldens. Nothing that fails one of them is ever served. Where
-files come from and what happens after a failure is the updater's business.
+What lives here is the order of the checks before anything can become READY: who signed it, the contract by this
+machine's own rules, digests of all files, free memory, then load, warm-up and goldens. Nothing that fails one of them
+is ever served, and no engine sees a byte before it. Where files come from and what happens after a failure is the
+updater's business.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dovetail.engines.goldens import Goldens, read_goldens, replay_goldens
 from dovetail.errors import IncompatibleError, OverLimitError
 from dovetail.fingerprint import Fingerprint
 from dovetail.gate import GateReport
+from dovetail.trust.key_files import TrustedKeys
 from runtime_svc.acquire.local_cache import LocalCache, StoredManifest
 from runtime_svc.acquire.negotiate import check_contract
 from runtime_svc.served_model import ModelFacts, ServedModel
@@ -53,11 +55,13 @@ class Activator:
     Args:
         cache: Where the files are.
         machine: Says what machine this is; asked anew for every activation.
+        trust: Says whose artifacts are taken; asked anew for every activation.
     """
 
-    def __init__(self, cache: LocalCache, machine: Callable[[], Machine]) -> None:
+    def __init__(self, cache: LocalCache, machine: Callable[[], Machine], trust: TrustedKeys) -> None:
         self._cache = cache
         self._machine = machine
+        self._trust = trust
         self._turn = asyncio.Lock()
 
     @property
@@ -69,6 +73,7 @@ class Activator:
         """A model that serves from now on; whoever gets it closes it.
 
         Raises:
+            UntrustedError: Nobody whom this machine trusts signed it.
             IntegrityError: A file on disk is not what the manifest says; it was taken out of the cache.
             NotFoundError: A file is not on this machine.
             IncompatibleError: The contract does not fit, or the goldens do not come out right here.
@@ -79,20 +84,21 @@ class Activator:
         """
         async with self._turn:
             machine = self._machine()
-            session, load_ms = await asyncio.to_thread(self._load_proven, stored.manifest, machine)
+            session, load_ms = await asyncio.to_thread(self._load_proven, stored, machine)
             model = ServedModel.start(facts_of(stored.manifest), [session])
             model.load_ms = load_ms
             return model
 
-    def _load_proven(self, manifest: Manifest, machine: Machine) -> tuple[Session, float]:
+    def _load_proven(self, stored: StoredManifest, machine: Machine) -> tuple[Session, float]:
         """All checks in order; blocks. Returns the session and the milliseconds that loading it took."""
-        started = time.monotonic()
+        started, manifest = time.monotonic(), stored.manifest
+        signer = self._trust.policy().check(stored.data, stored.envelope, stored.title)
         check_contract(manifest, machine.fingerprint)
-        files = self._cache.verify(manifest)
-        check_memory(manifest, machine.available_memory_bytes())
-        verified = time.monotonic()
-        goldens = read_goldens(files[manifest.goldens_file().name])
-        session, load_ms = _load(manifest, files, machine)
+        with self._cache.verified(manifest) as files:
+            check_memory(manifest, machine.available_memory_bytes())
+            verified = time.monotonic()
+            goldens = read_goldens(files[manifest.goldens_file().name])
+            session, load_ms = _load(manifest, files, machine)
         try:
             loaded = time.monotonic()
             _warm_up(session, goldens)
@@ -101,9 +107,10 @@ class Activator:
             session.close()
             raise
         _log.info(
-            "artifact.proven model=%s version=%d artifact=%s recipe=%s threads=%d"
+            "artifact.proven model=%s version=%d artifact=%s recipe=%s signed_by=%s threads=%d"
             " verify_ms=%.0f load_ms=%.0f goldens_ms=%.0f",
-            manifest.model, manifest.version, manifest.artifact_key[:12], manifest.recipe.name, machine.threads,
+            manifest.model, manifest.version, manifest.artifact_key[:12], manifest.recipe.name,
+            signer or "nobody_trusted", machine.threads,
             (verified - started) * 1e3, (loaded - verified) * 1e3, (time.monotonic() - loaded) * 1e3,
         )  # fmt: skip
         return session, load_ms

@@ -35,7 +35,11 @@ class Backoff:
 
     async def pause(self) -> None:
         """Wait; each call without a `reset` between waits longer on average."""
-        await self._sleep(self._next_s())
+        await self.rest(self.next_s())
+
+    async def rest(self, seconds: float) -> None:
+        """Wait that long; counts as no attempt."""
+        await self._sleep(seconds)
 
     async def pause_until(self, event: asyncio.Event) -> None:
         """`pause`, but no longer than until the event is set."""
@@ -47,7 +51,8 @@ class Backoff:
                 wait.cancel()
             await asyncio.gather(*waits, return_exceptions=True)
 
-    def _next_s(self) -> float:
+    def next_s(self) -> float:
+        """How long the next pause is, for those who do something else meanwhile; counts as an attempt."""
         bound_s = min(self._cap_s, self._base_s * 2 ** min(self.attempts, 30))
         self.attempts += 1
         return random.uniform(0, bound_s)  # noqa: S311 - spreads load, keeps no secret

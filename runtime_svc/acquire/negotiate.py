@@ -59,6 +59,7 @@ class Ladder:
         keys: Artifact keys, best first; empty: nothing fits yet.
         reasons: Artifact key -> why it was not offered.
         unmeasured: Those of the keys that no machine of this one's hardware class has measured.
+        manifest_digest: Of the first key's manifest; "": not told.
     """
 
     model: str
@@ -66,6 +67,7 @@ class Ladder:
     keys: tuple[str, ...]
     reasons: tuple[str, ...] = ()
     unmeasured: frozenset[str] = frozenset()
+    manifest_digest: str = ""
 
     @property
     def digest(self) -> str:
@@ -102,8 +104,8 @@ class OfferClient:
         finally:
             call.cancel()
 
-    async def manifest_bytes(self, key: str) -> bytes:
-        """The manifest of an artifact, exactly as it was stored.
+    async def manifest(self, key: str) -> tuple[bytes, bytes]:
+        """The manifest of an artifact, exactly as it was stored, and the envelope that signs it (b"" if none does).
 
         Raises:
             NotFoundError: No such artifact, or the service lost some of its chunks.
@@ -114,7 +116,7 @@ class OfferClient:
             reply: artifacts_pb2.ManifestReply = await self._artifacts.GetManifest(request, timeout=UNARY_TIMEOUT_S)
         if sha256_hex(reply.manifest_json) != reply.digest:
             raise IntegrityError(f"manifest of artifact {key[:12]} does not have the digest that came with it")
-        return reply.manifest_json
+        return reply.manifest_json, reply.envelope_json
 
     async def report_benchmark(self, key: str, record: BenchmarkRecord) -> None:
         """Tell what was measured here."""
@@ -152,20 +154,24 @@ def read_ladder(offer: artifacts_pb2.Offer) -> Ladder:
             if item.rank == 0 and item.reasons
         ),
         unmeasured=frozenset(item.artifact_key for item in ranked if not item.measured),
+        manifest_digest=offer.manifest_digest if ranked and offer.choice == ranked[0].artifact_key else "",
     )
 
 
-def check_manifest(manifest: Manifest, *, key: str, model: str) -> None:
+def check_manifest(manifest: Manifest, *, key: str, model: str, version: int) -> None:
     """Make sure that a manifest is the one that was asked for, and that a device can verify what it names.
 
+    A signature says who made a manifest, not that it is the one that was asked for: another one that the same worker
+    signed is refused here.
+
     Raises:
-        IntegrityError: It belongs to another artifact or model.
+        IntegrityError: It belongs to another artifact, model or version.
         InvalidInputError: It has no goldens.
     """
-    if manifest.artifact_key != key or manifest.model != model:
+    if (manifest.artifact_key, manifest.model, manifest.version) != (key, model, version):
         raise IntegrityError(
-            f"asked for artifact {key[:12]} of model {model}, got a manifest of {manifest.artifact_key[:12]} of "
-            f"model {manifest.model}"
+            f"asked for artifact {key[:12]} of model {model} version {version}, got a manifest of "
+            f"{manifest.artifact_key[:12]} of model {manifest.model} version {manifest.version}"
         )
     manifest.goldens_file()
 

@@ -21,6 +21,7 @@ from dovetail.errors import CancelledError, IntegrityError, InvalidInputError
 from dovetail.store.durable import (
     PRIVATE_FOLDER_MODE,
     READ_ONLY_MODE,
+    clear_place,
     disk_errors,
     give_name,
     make_folder,
@@ -48,6 +49,9 @@ class PartialFile:
         self._entry = entry
         self._offsets = _offsets(entry)
         self._unsynced_bytes = 0
+        for path in (folder / "data", folder / "bitmap"):
+            if path.is_symlink() or path.is_dir():
+                clear_place(path)
         fresh = not folder.exists()
         make_folder(folder, mode=PRIVATE_FOLDER_MODE)
         try:
@@ -124,6 +128,8 @@ class PartialFile:
                 "the manifest contradicts itself, build the artifact again"
             )
         make_folder(target.parent, mode=PRIVATE_FOLDER_MODE)
+        if target.is_dir():
+            clear_place(target)
         with disk_errors("move a file"):
             os.fchmod(self._data, READ_ONLY_MODE)
             give_name(self._data, self._folder / "data", target)

@@ -19,9 +19,9 @@ import zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from dovetail.digest import DIGEST_PATTERN, canonical_json, check_name, sha256_hex
+from dovetail.digest import DIGEST_PATTERN, NAME_PATTERN, canonical_json, check_name, sha256_hex
 from dovetail.errors import OverLimitError
-from dovetail.store.durable import PRIVATE_FOLDER_MODE, disk_errors, make_folder, sync_folder
+from dovetail.store.durable import PRIVATE_FOLDER_MODE, clear_place, disk_errors, make_folder, sync_folder
 
 MAX_TRIES = 3
 """Starts of an artifact that may end in the death of the process before it is given up."""
@@ -149,6 +149,8 @@ class SlotJournal:
         return self.state
 
     def _write_block(self, data: bytes, block: int) -> None:
+        if not self._path.is_file() or self._path.is_symlink():
+            clear_place(self._path)
         fresh = not self._path.exists()
         make_folder(self._path.parent, mode=PRIVATE_FOLDER_MODE)
         with disk_errors("write a slot journal"):
@@ -235,9 +237,21 @@ def decode_block(data: bytes) -> SlotState | None:
         return None
     try:
         values = json.loads(document)
-        return SlotState(**{**values, "bad": tuple((str(digest), str(why)) for digest, why in values["bad"])})
-    except (ValueError, KeyError, TypeError):
+        state = SlotState(**{**values, "bad": tuple((str(digest), str(why)) for digest, why in values["bad"])})
+        return state if _is_sound(state) else None
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _is_sound(state: SlotState) -> bool:
+    """False for a record that this version cannot have written, whatever its checksum says."""
+    numbers = (state.seq, state.starts, state.tries)
+    digests = (state.current, state.previous, state.candidate, state.offer)
+    return (
+        all(type(number) is int and number >= 0 for number in numbers)
+        and NAME_PATTERN.fullmatch(state.model) is not None
+        and all(digest == "" or DIGEST_PATTERN.fullmatch(digest) for digest in digests)
+    )
 
 
 def read_blocks(path: Path) -> tuple[SlotState | None, SlotState | None]:
@@ -245,6 +259,6 @@ def read_blocks(path: Path) -> tuple[SlotState | None, SlotState | None]:
     try:
         with path.open("rb") as file:
             data = file.read(2 * BLOCK_BYTES)
-    except (FileNotFoundError, IsADirectoryError):
+    except OSError:  # not there, or nothing that can be read
         return None, None
     return decode_block(data[:BLOCK_BYTES]), decode_block(data[BLOCK_BYTES : 2 * BLOCK_BYTES])

@@ -27,6 +27,7 @@ from dovetail.errors import (
     UnsupportedError,
 )
 from dovetail.fingerprint import Fingerprint
+from dovetail.trust.key_files import TrustedKeys
 from runtime_svc.acquire.activate import Activator
 from runtime_svc.acquire.backoff import Backoff
 from runtime_svc.acquire.fetch import ChunkFetcher
@@ -55,6 +56,7 @@ class Tools:
     activator: Activator
     repository: Repository
     fingerprint: Callable[[], Fingerprint]
+    trust: TrustedKeys
     reconnect: Callable[[], Backoff] = field(default=lambda: Backoff(base_s=0.5, cap_s=30.0))
     retry: Callable[[], Backoff] = field(default=lambda: Backoff(base_s=15.0, cap_s=300.0))
 
@@ -197,7 +199,10 @@ class ModelUpdater:
         self.refusals, self.error = {}, None
         done = True
         for key in ladder.keys:
-            if self.serving is not None and self.serving.manifest.artifact_key == key:
+            serves = self.serving is not None and self.serving.manifest.artifact_key == key
+            if serves and not self._built_again(ladder, key):
+                if key == ladder.keys[0]:  # nothing better is on its way
+                    await self._collect()
                 break
             try:
                 await self._acquire(key, ladder.version)
@@ -209,8 +214,16 @@ class ModelUpdater:
             except DovetailError as exc:
                 self._refuse(key[:12], exc)
                 done = done and isinstance(exc, FINAL_ERRORS)
+                if serves:  # as it was built before, which no lower rung is better than
+                    break
         self._conclude(ladder)
         return done
+
+    def _built_again(self, ladder: Ladder, key: str) -> bool:
+        """True if what serves was built, or signed, anew since: its key is the same, its manifest is not."""
+        if self.serving is None or key != ladder.keys[0] or not ladder.manifest_digest:
+            return False
+        return self.serving.digest != ladder.manifest_digest
 
     def _conclude(self, ladder: Ladder) -> None:
         if not ladder.keys:
@@ -219,15 +232,18 @@ class ModelUpdater:
             self._show_problem(self._refusal_text())
 
     async def _acquire(self, key: str, version: int) -> None:
-        """RESERVE, FETCH, VERIFY, LOAD, WARM UP, REPLAY, READY."""
+        """TRUST, RESERVE, FETCH, VERIFY, LOAD, WARM UP, REPLAY, READY."""
         tools = self._tools
-        data = await tools.offers.manifest_bytes(key)
+        data, envelope = await tools.offers.manifest(key)
+        await asyncio.to_thread(self._check_trust, key, data, envelope)  # before anything of it is even parsed
         digest = sha256_hex(data)
+        if self.serving is not None and self.serving.digest == digest:
+            return
         with tools.cache.hold(digest):
-            stored = await asyncio.to_thread(tools.cache.put_manifest, data)
+            stored = await asyncio.to_thread(tools.cache.put_manifest, data, envelope)
             if why := tools.slots.state(self.model).why_bad(digest):
                 raise IncompatibleError(f"{why} (failed here before; a new offer or a load tries again)")
-            check_manifest(stored.manifest, key=key, model=self.model)
+            check_manifest(stored.manifest, key=key, model=self.model, version=version)
             tools.repository.begin_loading(self.model, version, f"fetching {stored.manifest.recipe.name}")
             try:
                 check_contract(stored.manifest, tools.fingerprint())
@@ -238,6 +254,19 @@ class ModelUpdater:
                 await self._record(lambda state: state.failed(digest, reason))
                 raise
             await self._serve(stored)
+            # Only now: at start, what is left of an interrupted fetch is what the next one begins with.
+            await self._collect()
+
+    async def _collect(self) -> None:
+        """Remove what this model needs no more. A disk that refuses that must not stop what serves."""
+        try:
+            await asyncio.to_thread(self._tools.cache.collect, self._tools.slots.manifests(), self.model)
+        except DovetailError as exc:
+            _log.warning("cache.collect_failed model=%s why=%r", self.model, str(exc))
+
+    def _check_trust(self, key: str, data: bytes, envelope: bytes) -> None:
+        what = f"artifact {key[:12]} of model {self.model}"
+        self._tools.trust.policy().check(data, envelope, what)
 
     async def _serve(self, stored: StoredManifest) -> None:
         """Try an artifact whose files are here, and swap to it; the journal knows before and after."""
@@ -261,7 +290,6 @@ class ModelUpdater:
             raise
         replaced, self.serving, self.problem = self.serving, stored, ""
         self._on_change(self.model)
-        await asyncio.to_thread(tools.cache.collect, tools.slots.manifests())
         if replaced is not None and replaced.manifest.version != stored.manifest.version:
             await tools.repository.unload(self.model, replaced.manifest.version)
 

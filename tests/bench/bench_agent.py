@@ -71,6 +71,7 @@ async def _cold_start(root: Path) -> tuple[float, float]:
         "DOVETAIL_ADDRESS": "127.0.0.1:0",
         "DOVETAIL_PORT_FILE": str(port_file),
         "DOVETAIL_NODE": "agent",
+        "DOVETAIL_TRUSTED_KEYS": str(root / "keys" / "trusted"),
         "DOVETAIL_COMPILER": "127.0.0.1:9",
     }
     start = time.perf_counter()

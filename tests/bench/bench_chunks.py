@@ -3,16 +3,15 @@
 
 python -m tests.bench.bench_chunks [MODEL.onnx --calibration FILE.npz] [--recipe NAME …]
 
-Artifacts are built by the confined child, as a worker builds them, from the model and from second versions of it
-(`model_versions`). Figures, for each pair: the share of the second artifact's bytes that a device which has the first
-one must fetch, after compression where it pays; the number of chunks; and how fast the cut is. Without arguments the
-digits model is used.
+Artifacts are built by the back ends themselves, without gate and measurement, since it is only the bytes that are
+looked at, from the model and from second versions of it (`model_versions`). Figures, for each pair: the share of the
+second artifact's bytes that a device which has the first one must fetch, after compression where it pays; the number of
+chunks; and how fast the cut is. Without arguments the digits model is used.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import io
 import shutil
 import sys
@@ -22,15 +21,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 
+from compiler_svc.backends import all_backends
+from compiler_svc.backends.base import BuildInput
 from compiler_svc.intake.signature import signature
-from compiler_svc.worker.build_spec import BuildResult, BuildSpec, ChildLimits
-from compiler_svc.worker.sandbox import run_build
-from dovetail.accuracy import AccuracyPolicy
 from dovetail.digest import sha256_hex
+from dovetail.errors import DovetailError
 from dovetail.fingerprint import Fingerprint
-from dovetail.hardware_class import hardware_class
 from dovetail.probe import measure_sync
 from dovetail.rules import ModelFacts, all_rules
 from dovetail.store.chunking import Chunker, content_defined, fixed
@@ -40,13 +39,9 @@ from tests.bench.model_versions import VERSIONS, second
 
 DIGITS = Path(__file__).resolve().parents[2] / "examples" / "digits"
 RECIPES = ("ort-fp32", "ort-int8-static-u8s8-rr", "openvino-fp32", "openvino-int8-ofix")
-ANYTHING = {
-    "min_cosine": 0.0,
-    "min_snr_db": 0.0,
-    "max_mean_error": 1.0,
-    "max_p999_error": 1.0,
-    "min_top1_agreement": 0.0,
-}  # it is the bytes that are looked at here
+SAMPLES = 16
+"""Calibration samples; the bytes of the scales are few."""
+
 _KIB = 1 << 10
 _MIB = 1 << 20
 CHUNKERS: dict[str, Chunker] = {
@@ -132,23 +127,9 @@ def _moved(what: str, data: bytes, before: dict[str, Cut]) -> list[Figure]:
 
 
 def _artifact(
-    model: onnx.ModelProto, calibration: Path, recipe: str, machine: Fingerprint, scratch: Path
+    model: onnx.ModelProto, calibration: Path, name: str, machine: Fingerprint, scratch: Path
 ) -> bytes | None:
     """The largest file that the engine loads: where the weights are."""
-    directory = Path(tempfile.mkdtemp(dir=scratch))
-    try:
-        (directory / "model.onnx").write_bytes(model.SerializeToString())
-        shutil.copyfile(calibration, directory / "calibration.npz")
-        result = asyncio.run(_built(model, recipe, machine, directory))
-        if result is None:
-            return None
-        files = [file.path for file in result.files if file.role == "model"]
-        return max((path.read_bytes() for path in files), key=len)
-    finally:
-        shutil.rmtree(directory)
-
-
-async def _built(model: onnx.ModelProto, name: str, machine: Fingerprint, directory: Path) -> BuildResult | None:
     facts = ModelFacts(model.opset_import[0].version, model.ir_version, 1, has_calibration=True)
     known = {
         recipe.name: (rules, recipe)
@@ -160,25 +141,30 @@ async def _built(model: onnx.ModelProto, name: str, machine: Fingerprint, direct
         return None
     rules, recipe = known[name]
     inputs, outputs = signature(model)
-    spec = BuildSpec(
+    directory = Path(tempfile.mkdtemp(dir=scratch))
+    (directory / "model.onnx").write_bytes(model.SerializeToString())
+    with np.load(calibration, allow_pickle=False) as arrays:
+        samples = {key: array[:SAMPLES] for key, array in arrays.items() if key in {spec.name for spec in inputs}}
+    order = BuildInput(
+        model=directory / "model.onnx",
         recipe=recipe,
         contract=rules.contract_for(recipe, facts, machine, machine),
         inputs=inputs,
         outputs=outputs,
         facts=facts,
-        hardware_class=hardware_class(machine).key,
-        cpu_features=machine.facts.cpu_features,
+        calibration=samples,
+        scratch=directory,
         threads=machine.facts.usable_cores,
-        policy=AccuracyPolicy(task="generic", tolerances=ANYTHING),
-        calibration_file="calibration.npz",
-        measure_budget_s=0.1,
-        max_gate_samples=2,
+        report=lambda fraction, message: None,
     )
-    outcome = await run_build(directory, spec, limits=ChildLimits(wall_s=900, cpu_s=1800), on_progress=lambda _: None)
-    if isinstance(outcome, BuildResult):
-        return outcome
-    _say(f"{name}: {outcome.message}")
-    return None
+    try:
+        built = all_backends()[recipe.engine].build(order)
+        return max((path.read_bytes() for path in built.files.values()), key=len)
+    except DovetailError as exc:
+        _say(f"{name}: {exc}")
+        return None
+    finally:
+        shutil.rmtree(directory)
 
 
 def _say(text: str) -> None:

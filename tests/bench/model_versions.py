@@ -34,11 +34,6 @@ def last_quarter(model: onnx.ModelProto) -> None:
         seen += len(tensor.raw_data)
 
 
-def everything(model: onnx.ModelProto) -> None:
-    """All weights were trained."""
-    _train(list(_weights(model)))
-
-
 def grown(model: onnx.ModelProto) -> None:
     """The last layers were trained, and something before the weights got longer: all offsets move by 1234 bytes."""
     last_quarter(model)
@@ -58,7 +53,6 @@ def grown(model: onnx.ModelProto) -> None:
 VERSIONS: dict[str, Version] = {
     "head trained": head,
     "last quarter trained": last_quarter,
-    "all trained": everything,
     "last quarter, shifted": grown,
 }
 

@@ -10,10 +10,15 @@ import pytest
 from dovetail.errors import InvalidInputError
 from dovetail.store.base import DocumentStore
 from dovetail.store.disk import DiskDocumentStore
+from dovetail.store.object_address import ObjectAddress
+from dovetail.store.object_bucket import open_bucket
+from dovetail.store.object_documents import ObjectDocumentStore
 
 
-@pytest.fixture
-def documents(tmp_path: Path) -> DocumentStore:
+@pytest.fixture(params=["disk", "object"])
+def documents(request: pytest.FixtureRequest, tmp_path: Path) -> DocumentStore:
+    if request.param == "object":
+        return ObjectDocumentStore(open_bucket(ObjectAddress.parse(request.getfixturevalue("s3_url"))))
     return DiskDocumentStore(tmp_path)
 
 

@@ -49,6 +49,10 @@ def test_the_mesh_serves_what_was_pushed_and_has_it_all_again_after_a_restart(tm
     assert (why["offered"][0]["recipe"], why["offered"][0]["measured"]) == ("ort-fp32", True)
     assert [item["artifact_key"] for item in artifacts] == [served["artifact_key"]]
     assert len(children) == 5  # Redis, compiler, worker, runtime, agent
+    private, (public,) = data / "keys" / "worker.pem", tuple((data / "keys" / "trusted").iterdir())
+    assert private.stat().st_mode & 0o777 == 0o600
+    for log in ("runtime", "agent"):  # one command, and everything is signed and checked
+        assert f"signed_by={public.stem} ({public.stem[:16]})" in (data / "logs" / f"{log}.log").read_text()
     assert not any(Path(f"/proc/{pid}").exists() for pid in children)
 
     with up(data) as mesh:

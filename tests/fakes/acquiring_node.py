@@ -11,7 +11,9 @@ from pathlib import Path
 import grpc.aio
 import numpy as np
 
+from dovetail.artifact import Manifest
 from dovetail.fingerprint import Fingerprint
+from dovetail.trust.key_files import TrustedKeys
 from runtime_svc.acquire.activate import Activator, Machine
 from runtime_svc.acquire.backoff import Backoff
 from runtime_svc.acquire.fetch import ChunkFetcher, FetchSettings
@@ -21,6 +23,7 @@ from runtime_svc.acquire.slots import SlotStore
 from runtime_svc.acquire.updater import ModelUpdater, Tools
 from runtime_svc.batcher import InferenceRequest
 from runtime_svc.repository import Repository
+from tests.fakes.signing import trust_worker
 from tests.fakes.tiny_artifacts import DigitsArtifact
 
 IMAGE = np.full((1, 1, 8, 8), 0.5, dtype=np.float32)
@@ -40,11 +43,18 @@ class AcquiringNode:
     """
 
     def __init__(
-        self, root: Path, channel: grpc.aio.Channel, fingerprint: Fingerprint, *, quota_bytes: int = 0
+        self,
+        root: Path,
+        channel: grpc.aio.Channel,
+        fingerprint: Fingerprint,
+        *,
+        quota_bytes: int = 0,
+        trust: TrustedKeys | None = None,
     ) -> None:
         self.fingerprint = fingerprint
         self.available_bytes = 0
         self.cache = LocalCache(root, quota_bytes=quota_bytes)
+        self.trust = trust_worker(root / "trusted-keys") if trust is None else trust
         self.slots = SlotStore(root / "slots")
         self.repository = Repository()
         self.changes = asyncio.Condition()
@@ -53,9 +63,12 @@ class AcquiringNode:
             fetcher=ChunkFetcher(channel, self.cache, settings=FetchSettings(idle_attempts=3), backoff=quick),
             cache=self.cache,
             slots=self.slots,
-            activator=Activator(self.cache, lambda: Machine(self.fingerprint, 1, lambda: self.available_bytes)),
+            activator=Activator(
+                self.cache, lambda: Machine(self.fingerprint, 1, lambda: self.available_bytes), self.trust
+            ),
             repository=self.repository,
             fingerprint=lambda: self.fingerprint,
+            trust=self.trust,
             reconnect=quick,
             retry=quick,
         )
@@ -93,3 +106,9 @@ class AcquiringNode:
 
 
 NodeMaker = Callable[..., AcquiringNode]
+
+
+def contents(cache: LocalCache, manifest: Manifest) -> dict[str, bytes]:
+    """Verify an artifact's files and read what an engine would be given."""
+    with cache.verified(manifest) as files:
+        return {name: path.read_bytes() for name, path in files.items()}

@@ -17,6 +17,7 @@ from typing import Any
 import grpc.aio
 
 from compiler_svc.backends import all_backends
+from compiler_svc.collection.room import ResultRoom
 from compiler_svc.jobs.base import Lease
 from compiler_svc.server import serving
 from compiler_svc.settings import CompilerSettings
@@ -27,6 +28,7 @@ from compiler_svc.worker.emulation.discovery import FoundEmulation
 from compiler_svc.worker.leased_build import BuildOptions, BuildRunner, LeasedBuild
 from compiler_svc.worker.loop import LoopOptions, WorkerLoop
 from compiler_svc.worker.sandbox import run_build
+from compiler_svc.worker.signing import Signer
 from dovetail.clock import SystemClock
 from dovetail.fingerprint import Fingerprint
 from dovetail.pb.v1 import compiler_pb2, registry_pb2, types_pb2
@@ -38,7 +40,9 @@ from dovetail.pb.v1.storage_pb2 import ModelRecord, StoredFile, WorkerRecord
 from dovetail.rpc.channel import open_channel
 from dovetail.rpc.server import RpcServer
 from dovetail.store.files import store_file
+from dovetail.trust.keys import SigningKey
 from dovetail.wire import chunk_message
+from tests.fakes.signing import WORKER_KEY
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 ROLES = {
@@ -105,7 +109,7 @@ async def compiler_mesh(redis_url: str, root: Path, **environ: str) -> AsyncIter
                 ModelRegistryStub(channel), CompilerStub(channel), ArtifactCacheStub(channel), FleetStub(channel),
             )  # fmt: skip
     finally:
-        await storage.redis.aclose()
+        await storage.aclose()
 
 
 async def run_child(directory: Path, spec: Any, limits: ChildLimits, on_progress: Callable[..., None]) -> Any:
@@ -123,12 +127,17 @@ async def worker(
     drain_s: float = 20.0,
     lease_s: float = 4.0,
     emulations: Sequence[FoundEmulation] = (),
+    signing_keys: tuple[SigningKey, ...] = (WORKER_KEY,),
+    stop: asyncio.Event | None = None,
+    hurry: asyncio.Event | None = None,
 ) -> AsyncIterator[WorkerRecord]:
-    """Run a worker of that machine while the block runs."""
+    """Run a worker of that machine while the block runs, or until `stop`; with `hurry` it gives back what it builds."""
     record = worker_record(worker_id, machine, all_backends(), emulations)
     storage = open_storage(mesh.settings.store, lease_s=lease_s)
     cpus = {found.cpu.name: found.cpu for found in emulations}
-    options = BuildOptions(machine, mesh.scratch, 1, lease_s, 0.2, ChildLimits(wall_s=240), cpus, 24)
+    options = BuildOptions(
+        machine, mesh.scratch, 1, lease_s, 0.2, ChildLimits(wall_s=240), cpus, 24, signer=Signer(signing_keys)
+    )
 
     def task_for(lease: Lease) -> LeasedBuild:
         return LeasedBuild(
@@ -140,19 +149,20 @@ async def worker(
             options=options,
             clock=SystemClock(),
             kept=storage.kept,
+            room=ResultRoom(storage.quotas, storage.pins),
         )
 
     times = LoopOptions(heartbeat_s=1.0, claim_wait_s=0.5, drain_s=drain_s, retry_s=0.1)
     loop = WorkerLoop(record, storage.jobs, task_for=task_for, options=times)
-    stop = asyncio.Event()
+    stop = stop or asyncio.Event()
     await storage.jobs.heartbeat(record)
-    running = asyncio.create_task(loop.run(stop))
+    running = asyncio.create_task(loop.run(stop, hurry))
     try:
         yield record
     finally:
         stop.set()
         await running
-        await storage.redis.aclose()
+        await storage.aclose()
 
 
 def push_file(role: str, data: bytes, name: str = "") -> registry_pb2.PushFile:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import grpc
 import grpc.aio
@@ -23,6 +23,7 @@ from dovetail.pb.v1.artifacts_pb2_grpc import ArtifactCacheServicer, add_Artifac
 from dovetail.pb.v1.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
 from dovetail.pb.v1.registry_pb2_grpc import ModelRegistryServicer, add_ModelRegistryServicer_to_server
 from dovetail.wire import read_benchmark
+from tests.fakes.signing import signed
 
 
 class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServicer):
@@ -43,6 +44,7 @@ class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServi
         reported: Artifact key and figures of the benchmarks that were reported, in order.
         measured: Artifacts of which offers say that they were measured on the asking machine's class.
         mute: Refuse benchmarks as if the index were away.
+        envelopes: Artifact key -> envelope that comes with its manifest; what is missing here is sent unsigned.
     """
 
     def __init__(self) -> None:
@@ -62,6 +64,7 @@ class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServi
         self.lists = 0
         self.holding = asyncio.Event()
         self._chunks: dict[str, bytes] = {}
+        self.envelopes: dict[str, bytes] = {}
         self._manifests: dict[str, bytes] = {}
         self._offers: dict[str, artifacts_pb2.Offer] = {}
         self._changed = asyncio.Condition()
@@ -74,9 +77,9 @@ class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServi
     async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
-    async def start(self) -> None:
+    async def start(self, interceptors: Sequence[grpc.aio.ServerInterceptor] = ()) -> None:
         """Listen; on the same port as before after a `stop`."""
-        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.aio.server(interceptors=interceptors, options=[("grpc.so_reuseport", 0)])
         add_ArtifactCacheServicer_to_server(self, self._server)
         add_FleetServicer_to_server(self, self._server)
         add_ModelRegistryServicer_to_server(self, self._server)
@@ -97,12 +100,17 @@ class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServi
             for chunk in entry.chunks:
                 self._chunks[chunk.digest] = files[entry.name][position : position + chunk.size_bytes]
                 position += chunk.size_bytes
-        self._manifests[manifest.artifact_key] = manifest.to_bytes()
+        self.replace_manifest(manifest.artifact_key, manifest.to_bytes())
         return manifest.artifact_key
 
+    def forget_manifest(self, key: str) -> None:
+        """The artifact is gone."""
+        del self._manifests[key]
+
     def replace_manifest(self, key: str, data: bytes) -> None:
-        """Serve other bytes as that artifact's manifest."""
+        """Serve other bytes as that artifact's manifest, signed by the worker all the same."""
         self._manifests[key] = data
+        self.envelopes[key] = signed(data)
 
     async def offer(self, model: str, *keys: str, version: int = 1) -> None:
         """Offer a ladder, best first, and tell all who watch."""
@@ -123,6 +131,10 @@ class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServi
                 ],
             )
             self._changed.notify_all()
+
+    def forget(self, model: str) -> None:
+        """Know no offer for that model any more, as after its deletion."""
+        del self._offers[model]
 
     async def wait_for_node(self, predicate: object) -> fleet_pb2.Node:
         """The first report, past or future, that fits."""
@@ -163,7 +175,8 @@ class FakeArtifactCache(ArtifactCacheServicer, FleetServicer, ModelRegistryServi
         data = self._manifests.get(request.artifact_key)
         if data is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no artifact {request.artifact_key}")
-        return artifacts_pb2.ManifestReply(manifest_json=data, digest=sha256_hex(data))
+        envelope = self.envelopes.get(request.artifact_key, b"")
+        return artifacts_pb2.ManifestReply(manifest_json=data, digest=sha256_hex(data), envelope_json=envelope)
 
     async def FetchChunks(self, request, context) -> AsyncIterator[artifacts_pb2.Chunk]:  # type: ignore[no-untyped-def]
         self.requests.append(list(request.digests))

@@ -39,6 +39,12 @@ class FakeMesh(ModelRegistryServicer, CompilerServicer, ArtifactCacheServicer, F
         compile_requests: Every order.
         rebuilds: Keys that were to be rebuilt.
         stale: What ListStale answers.
+        queue: What ListJobs answers.
+        dead: What ListJobs answers if it is asked for dead jobs.
+        retried: Every RetryJobs; answered with what `events` tell last of each build.
+        cancelled: Keys that were to be cancelled.
+        workers: What ListWorkers answers.
+        watches: Every WatchBuilds; answered with `events`.
         offer: What Negotiate answers; None: NOT_FOUND.
         negotiations: Every question.
         manifests: Artifact key -> bytes.
@@ -58,6 +64,12 @@ class FakeMesh(ModelRegistryServicer, CompilerServicer, ArtifactCacheServicer, F
         self.compile_requests: list[compiler_pb2.CompileRequest] = []
         self.rebuilds: list[str] = []
         self.stale: list[compiler_pb2.StaleArtifact] = []
+        self.queue = compiler_pb2.ListJobsResponse()
+        self.dead = compiler_pb2.ListJobsResponse()
+        self.retried: list[compiler_pb2.RetryJobsRequest] = []
+        self.cancelled: list[str] = []
+        self.workers: list[compiler_pb2.Worker] = []
+        self.watches: list[compiler_pb2.WatchBuildsRequest] = []
         self.offer: artifacts_pb2.Offer | None = None
         self.negotiations: list[artifacts_pb2.NegotiateRequest] = []
         self.manifests: dict[str, bytes] = {}
@@ -126,6 +138,39 @@ class FakeMesh(ModelRegistryServicer, CompilerServicer, ArtifactCacheServicer, F
         self.rebuilds.append(request.artifact_key)
         for event in self.events:
             yield event
+
+    async def WatchBuilds(
+        self, request: compiler_pb2.WatchBuildsRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[compiler_pb2.BuildEvent]:
+        self.watches.append(request)
+        for event in self.events:
+            yield event
+
+    async def ListJobs(
+        self, request: compiler_pb2.ListJobsRequest, context: grpc.aio.ServicerContext
+    ) -> compiler_pb2.ListJobsResponse:
+        return self.dead if request.dead else self.queue
+
+    async def RetryJobs(
+        self, request: compiler_pb2.RetryJobsRequest, context: grpc.aio.ServicerContext
+    ) -> compiler_pb2.RetryJobsResponse:
+        self.retried.append(request)
+        last = {event.build.artifact_key: event.build for event in self.events}
+        return compiler_pb2.RetryJobsResponse(builds=last.values())
+
+    async def CancelBuild(
+        self, request: compiler_pb2.CancelBuildRequest, context: grpc.aio.ServicerContext
+    ) -> compiler_pb2.Build:
+        self.cancelled.append(request.artifact_key)
+        build = compiler_pb2.Build()
+        build.CopyFrom(await self.GetBuild(compiler_pb2.GetBuildRequest(artifact_key=request.artifact_key), context))
+        build.phase = compiler_pb2.BUILD_PHASE_CANCELLED
+        return build
+
+    async def ListWorkers(
+        self, request: compiler_pb2.ListWorkersRequest, context: grpc.aio.ServicerContext
+    ) -> compiler_pb2.ListWorkersResponse:
+        return compiler_pb2.ListWorkersResponse(workers=self.workers)
 
     async def ListStale(
         self, request: compiler_pb2.ListStaleRequest, context: grpc.aio.ServicerContext

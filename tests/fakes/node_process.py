@@ -16,6 +16,7 @@ import grpc.aio
 import numpy as np
 
 from dovetail.pb import oip
+from tests.fakes.signing import trust_worker
 
 DEADLINE_S = 60.0
 
@@ -29,6 +30,8 @@ class NodeProcess:
     """
 
     def __init__(self, module: str, data_dir: Path, compiler: str, *arguments: str) -> None:
+        self._trusted = data_dir.with_suffix(".keys")
+        trust_worker(self._trusted)
         self._port_file = data_dir.with_suffix(".port")
         self.log = data_dir.with_suffix(".log")
         self._argv = [
@@ -47,7 +50,15 @@ class NodeProcess:
         self.started_at = time.monotonic()
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *self._argv, stdout=log, stderr=log, env={**os.environ, "DOVETAIL_RECONNECT_CAP_S": "0.2", **environ}
+                *self._argv,
+                stdout=log,
+                stderr=log,
+                env={
+                    **os.environ,
+                    "DOVETAIL_RECONNECT_CAP_S": "0.2",
+                    "DOVETAIL_TRUSTED_KEYS": str(self._trusted),
+                    **environ,
+                },
             )
         try:
             await self._wait_for_port()
@@ -97,6 +108,12 @@ class NodeProcess:
         """Call the inference service."""
         assert self._channel is not None
         return await getattr(oip.Stub(self._channel), method)(request, timeout=DEADLINE_S)
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self._process is not None
+        return self._process.pid
 
     def resident_bytes(self) -> int:
         """Resident memory of the process."""

@@ -10,7 +10,7 @@ import pytest
 from dovetail.contract import Contract
 from dovetail.fingerprint import Fingerprint
 from runtime_svc.repository import ModelState
-from tests.fakes.acquiring_node import NodeMaker
+from tests.fakes.acquiring_node import NodeMaker, contents
 from tests.fakes.fake_artifact_cache import FakeArtifactCache
 from tests.fakes.tiny_artifacts import DigitsArtifact, digits_artifact
 from tests.fixtures_node import publish
@@ -58,7 +58,7 @@ async def test_a_better_offer_is_swapped_in_without_a_gap_and_the_one_before_sta
         assert all(answers)
         state = node.slots.state("digits")
         assert (state.current, state.previous) == (third.manifest.digest(), second.manifest.digest())
-        node.cache.verify(second.manifest)
+        contents(node.cache, second.manifest)
         await node.until(lambda: not (tmp_path / "node" / "manifests" / first.manifest.digest()).exists())
 
 
@@ -195,7 +195,7 @@ async def test_a_full_disk_is_told_and_what_serves_goes_on(service: FakeArtifact
 
         assert sum(service.sent.values()) == sent
         assert (await node.logits()).shape == (1, 10)
-        node.cache.verify(small.manifest)
+        contents(node.cache, small.manifest)
 
 
 async def test_a_vanished_service_changes_nothing_and_its_return_brings_the_new_offer(

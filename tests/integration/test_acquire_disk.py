@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from dovetail.artifact import Manifest
 from dovetail.contract import Contract
 from dovetail.errors import InvalidInputError, NotFoundError, OverLimitError
+from runtime_svc.acquire.local_cache import StoredManifest
 from runtime_svc.acquire.slots import SlotStore
 from runtime_svc.repository import ModelState
 from runtime_svc.served_model import ServedModel
 from tests.fakes.acquiring_node import AcquiringNode, NodeMaker
 from tests.fakes.fake_artifact_cache import FakeArtifactCache
+from tests.fakes.signing import signed
 from tests.fakes.tiny_artifacts import DigitsArtifact, digits_artifact, manifest_of
 from tests.fixtures_node import publish
 
@@ -43,6 +46,11 @@ def spoil(node: AcquiringNode, artifact: DigitsArtifact, name: str = "model.onnx
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+
+
+def keep(node: AcquiringNode, manifest: Manifest) -> StoredManifest:
+    """A manifest as it is on disk after it was offered."""
+    return node.cache.put_manifest(manifest.to_bytes(), signed(manifest.to_bytes()))
 
 
 async def two_slots(service: FakeArtifactCache, make_node: NodeMaker) -> tuple[DigitsArtifact, DigitsArtifact]:
@@ -122,7 +130,7 @@ async def test_a_start_of_every_kind_that_fails_raises_its_own_error(
 ) -> None:
     node = make_node()
     artifact = digits_artifact()
-    stored = node.cache.put_manifest(artifact.manifest.to_bytes())
+    stored = keep(node, artifact.manifest)
     with pytest.raises(NotFoundError):
         await node.tools.activator.activate(stored)
 
@@ -133,14 +141,14 @@ async def test_a_start_of_every_kind_that_fails_raises_its_own_error(
     await publish(service, garbage)
     await node.tools.fetcher.fetch(garbage.manifest)
     with pytest.raises(InvalidInputError, match="goldens file is not readable"):
-        await node.tools.activator.activate(node.cache.put_manifest(garbage.manifest.to_bytes()))
+        await node.tools.activator.activate(keep(node, garbage.manifest))
 
     node.available_bytes = 1
     needy = replace(artifact.manifest, contract=Contract("onnxruntime", "cpu", "fp32", min_memory_bytes=1 << 20))
     await publish(service, DigitsArtifact(needy, artifact.files))
     await node.tools.fetcher.fetch(needy)
     with pytest.raises(OverLimitError, match="free"):
-        await node.tools.activator.activate(node.cache.put_manifest(needy.to_bytes()))
+        await node.tools.activator.activate(keep(node, needy))
 
 
 class PowerCut(BaseException):

@@ -13,7 +13,7 @@ from dovetail.errors import IntegrityError, NotFoundError, UnavailableError
 from runtime_svc.acquire.backoff import Backoff
 from runtime_svc.acquire.fetch import MAX_BAD_COPIES, ChunkFetcher, FetchReport, FetchSettings
 from runtime_svc.acquire.local_cache import LocalCache
-from tests.fakes.acquiring_node import quick
+from tests.fakes.acquiring_node import contents, quick
 from tests.fakes.fake_artifact_cache import FakeArtifactCache
 from tests.fakes.tiny_artifacts import manifest_of, random_bytes
 
@@ -61,7 +61,8 @@ async def test_a_fetched_file_is_byte_identical_and_progress_is_told(
 
     report = await fetcher(channel, cache).fetch(manifest, lambda now: seen.append(now.present_bytes))
 
-    (path,) = cache.verify(manifest).values()
+    path = cache.path(manifest.files[0].digest)
+    assert list(contents(cache, manifest)) == ["model.onnx"]
     assert path.read_bytes() == data
     assert seen == [CHUNK * count for count in range(1, 9)]
     assert report == FetchReport(8 * CHUNK, 8 * CHUNK, chunks_fetched=8, chunks_corrupt=0, streams=1)
@@ -77,7 +78,7 @@ async def test_a_chunk_with_a_flipped_byte_is_fetched_again_and_never_kept(
 
     report = await fetcher(channel, cache).fetch(manifest)
 
-    assert cache.verify(manifest)["model.onnx"].read_bytes() == data
+    assert contents(cache, manifest)["model.onnx"] == data
     assert report.chunks_corrupt == MAX_BAD_COPIES - 1
     assert service.sent[bad] == MAX_BAD_COPIES
     assert sum(service.sent.values()) == 8 + MAX_BAD_COPIES - 1, "only the bad chunk is fetched again"
@@ -95,7 +96,7 @@ async def test_a_chunk_that_is_always_wrong_ends_the_fetch_with_nothing_to_load(
         await fetcher(channel, cache).fetch(manifest)
 
     with pytest.raises(NotFoundError):
-        cache.verify(manifest)
+        contents(cache, manifest)
 
 
 async def test_dropped_streams_resume_with_only_what_is_missing(
@@ -107,7 +108,7 @@ async def test_dropped_streams_resume_with_only_what_is_missing(
 
     report = await fetcher(channel, cache).fetch(manifest)
 
-    assert cache.verify(manifest)["model.onnx"].read_bytes() == data
+    assert contents(cache, manifest)["model.onnx"] == data
     assert set(service.sent.values()) == {1}
     assert report.streams == 6
 
@@ -128,7 +129,7 @@ async def test_a_service_that_dies_and_comes_back_costs_only_what_was_in_flight(
     await service.start()
     await job
 
-    cache.verify(manifest)
+    contents(cache, manifest)
     assert set(service.sent.values()) == {1}
 
 
@@ -156,7 +157,7 @@ async def test_a_stream_that_stalls_is_dropped_and_asked_for_again(
     report = await fetcher(channel, cache, chunk_timeout_s=0.2).fetch(manifest)
 
     assert report.streams == 2
-    cache.verify(manifest)
+    contents(cache, manifest)
 
 
 async def test_a_chunk_that_the_service_lost_is_told_by_name(
@@ -180,7 +181,7 @@ async def test_equal_chunks_of_a_file_are_fetched_once(
 
     await fetcher(channel, cache).fetch(manifest)
 
-    assert cache.verify(manifest)["model.onnx"].read_bytes() == data
+    assert contents(cache, manifest)["model.onnx"] == data
     assert sum(service.sent.values()) == 2
 
 
@@ -210,5 +211,5 @@ async def test_a_cancelled_fetch_keeps_what_came(
 
     await fetcher(channel, cache).fetch(manifest)
 
-    cache.verify(manifest)
+    contents(cache, manifest)
     assert set(service.sent.values()) == {1}

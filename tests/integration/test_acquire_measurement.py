@@ -35,6 +35,7 @@ from runtime_svc.repository import Repository
 from tests.fakes.compiler_mesh import compiler_mesh, worker
 from tests.fakes.fake_artifact_cache import FakeArtifactCache
 from tests.fakes.node_process import NodeProcess
+from tests.fakes.signing import trust_worker
 from tests.fakes.tiny_artifacts import DigitsArtifact, digits_artifact
 
 BUDGET_S = 0.2
@@ -64,16 +65,17 @@ class MeasuringNode:
         self.figures = FiguresFile(root / "measurements.json")
         self.repository = Repository()
         self.served: list[str] = []
-        cache = LocalCache(root)
+        cache, trust = LocalCache(root), trust_worker(root / "trusted-keys")
         machine = Machine(fingerprint, 1, lambda: 0)
         self.tools = Tools(
             offers=OfferClient(channel, Wish("node-1", order_builds=False)),
             fetcher=ChunkFetcher(channel, cache),
             cache=cache,
             slots=SlotStore(root / "slots"),
-            activator=Activator(cache, lambda: machine),
+            activator=Activator(cache, lambda: machine, trust),
             repository=self.repository,
             fingerprint=lambda: fingerprint,
+            trust=trust,
             reconnect=quick,
             retry=quick,
         )

@@ -21,13 +21,14 @@ from runtime_svc.acquire.updater import Tools
 from runtime_svc.node_report import NodeIdentity, NodeReporter
 from runtime_svc.repository import ModelState, Repository
 from tests.fakes.fake_artifact_cache import FakeArtifactCache
+from tests.fakes.signing import trust_worker
 from tests.fakes.tiny_artifacts import digits_artifact
 from tests.fixtures_node import publish
 
 
 @pytest.fixture
 async def tools(service: FakeArtifactCache, tmp_path: Path, fingerprint: Fingerprint) -> AsyncIterator[Tools]:
-    cache = LocalCache(tmp_path)
+    cache, trust = LocalCache(tmp_path), trust_worker(tmp_path / "trusted-keys")
     repository = Repository()
     async with grpc.aio.insecure_channel(service.address) as channel:
         yield Tools(
@@ -35,9 +36,10 @@ async def tools(service: FakeArtifactCache, tmp_path: Path, fingerprint: Fingerp
             fetcher=ChunkFetcher(channel, cache),
             cache=cache,
             slots=SlotStore(tmp_path / "slots"),
-            activator=Activator(cache, lambda: Machine(fingerprint, 1, lambda: 0)),
+            activator=Activator(cache, lambda: Machine(fingerprint, 1, lambda: 0), trust),
             repository=repository,
             fingerprint=lambda: fingerprint,
+            trust=trust,
             reconnect=lambda: Backoff(base_s=0.02, cap_s=0.05),
             retry=lambda: Backoff(base_s=0.02, cap_s=0.05),
         )

@@ -28,6 +28,7 @@ from dovetail.program.loading import load_program
 from dovetail.rules import ModelFacts, rules_for
 from dovetail.rules.aotinductor_package import FILE, SIGNATURE, TORCH, Package, Signature, read_package
 from dovetail.tensor import TensorSpec
+from runtime_svc.acquire.local_cache import LocalCache
 from runtime_svc.acquire.updater import ModelUpdater
 from runtime_svc.batcher import InferenceRequest
 from tests.fakes.acquiring_node import NodeMaker
@@ -369,3 +370,35 @@ def test_package_with_a_larger_instruction_set_than_its_contract_is_a_failed_bui
     with pytest.raises(BuildFailedError, match="compiled for AVX512, and its contract does not ask for avx512bw"):
         aotinductor_backend.held_against(contract, larger)
     assert aotinductor_backend.held_against(contract, Package(METADATA, "a.so", needs_python=False)) == contract
+
+
+@pytest.mark.parametrize("recipe", FLAVOURS)
+def test_a_package_is_of_the_bytes_that_were_verified(
+    built_program: BuiltProgram, fingerprint: Fingerprint, tmp_path: Path, recipe: str
+) -> None:
+    """By both runners: names may mean another file by the time that a library opens them."""
+    manifest, cache = built_program.manifests[recipe], LocalCache(tmp_path)
+    for entry in manifest.files:
+        path = cache.path(entry.digest)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(built_program.files[recipe][entry.name].read_bytes())
+        path.chmod(0o400)
+    values = feeds(3)
+    options = SessionOptions.of_contract(manifest.contract, threads=1, cpu_features=fingerprint.facts.cpu_features)
+
+    with cache.verified(manifest) as files:
+        for entry in manifest.files:
+            cache.path(entry.digest).unlink()
+        session = create_engine(manifest.contract.engine).load(files, options)
+        with files[FILE].open("rb") as file:
+            signature = Signature.from_text(read_package(file).text(SIGNATURE))
+        loader = LoaderRunner(
+            files[FILE], signature, device="cpu", streams=1, threads=1, tf32=False, judge=lambda capability: None
+        )
+
+    wanted = expected(built_program, values)
+    assert np.allclose(session.run(values)["output"], wanted, atol=1e-4)
+    (result,) = loader.run([values[spec.name] for spec in signature.inputs])
+    assert np.allclose(result, wanted, atol=1e-4)
+    session.close()
+    loader.close()

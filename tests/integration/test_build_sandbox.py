@@ -20,6 +20,8 @@ import pytest
 from compiler_svc.worker.build_spec import BuildResult, ChildLimits, IntakeSpec, Progress
 from compiler_svc.worker.child_failure import ChildFailure, FailureKind
 from compiler_svc.worker.sandbox import run_build, run_task
+from dovetail.trust.key_files import write_signing_key
+from dovetail.trust.keys import SigningKey
 from tests.fakes.child_orders import FP32, LIMITS, silent, spec_of
 from tests.fakes.onnx_models import conv_net, images, save
 
@@ -326,6 +328,26 @@ async def test_child_writes_nowhere_but_in_its_directory(
     needs("writing", gone)
     assert said == "refused 30\nwritten\nwritten\n"  # EROFS
     assert list(outside.iterdir()) == []
+
+
+async def test_child_cannot_read_the_workers_signing_key(
+    directory: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path_factory.mktemp("keys") / "worker.pem"
+    write_signing_key(key, SigningKey.generate())
+    monkeypatch.setenv("DOVETAIL_SIGNING_KEY", str(key))
+    text = f"""
+        import ctypes
+        ctypes.CDLL(None).umount2({str(key)!r}.encode(), 2)  # MNT_DETACH
+        print(len(open({str(key)!r}).read()), sorted(name for name in os.environ if "KEY" in name or "HIDDEN" in name),
+              file=sys.stderr)
+    """
+
+    gone, said = await tried(directory, text)
+
+    needs("mounts", gone)
+    assert said == "0 []\n"
+    assert b"PRIVATE KEY" in key.read_bytes()
 
 
 async def test_child_sees_and_signals_no_process_of_others(directory: Path) -> None:

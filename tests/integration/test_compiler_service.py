@@ -17,6 +17,7 @@ from dovetail.artifact import Manifest
 from dovetail.digest import sha256_hex
 from dovetail.pb.v1 import artifacts_pb2, compiler_pb2, fleet_pb2, registry_pb2
 from dovetail.probe import measure
+from dovetail.store.codec import unpack
 from dovetail.wire import benchmark_bytes
 from tests.fakes.compiler_mesh import (
     DIGITS,
@@ -468,6 +469,40 @@ async def test_slow_reader_gets_all_chunks_in_the_order_asked_for(mesh: Mesh) ->
 
     assert [chunk.data for chunk in received] == contents
     assert [chunk.size_bytes for chunk in received] == [len(content) for content in contents]
+
+
+async def test_chunks_come_compressed_as_they_are_stored_only_to_who_says_so(mesh: Mesh) -> None:
+    content = b"dovetail " * 10_000
+    await mesh.storage.chunks.put(sha256_hex(content), content)
+
+    (plain,) = [c async for c in mesh.artifacts.FetchChunks(fetching(sha256_hex(content)))]
+    (stored,) = [c async for c in mesh.artifacts.FetchChunks(fetching(sha256_hex(content), as_stored=True))]
+
+    assert (plain.codec, plain.data) == (artifacts_pb2.CHUNK_CODEC_PLAIN, content)
+    assert stored.codec == artifacts_pb2.CHUNK_CODEC_ZSTD
+    assert len(stored.data) < len(content) // 10
+    assert stored.size_bytes == len(content)
+    assert unpack(stored.codec, stored.data) == content
+
+
+def fetching(*digests: str, **fields: Any) -> artifacts_pb2.FetchChunksRequest:
+    return artifacts_pb2.FetchChunksRequest(digests=digests, **fields)
+
+
+async def test_a_manifest_that_the_caller_has_is_not_sent_again(mesh: Mesh) -> None:
+    await register_digits(mesh)
+    async with worker(mesh, XEON, run=ScriptedBuild()):
+        events = await mesh.compile("digits", "ort-fp32", fingerprint_json=XEON.to_bytes())
+    request = artifacts_pb2.GetManifestRequest(artifact_key=events[-1].build.artifact_key)
+    first = await mesh.artifacts.GetManifest(request)
+
+    request.known_digest = first.digest
+    again = await mesh.artifacts.GetManifest(request)
+    request.known_digest = "0" * 64
+    other = await mesh.artifacts.GetManifest(request)
+
+    assert (again.manifest_json, again.digest) == (b"", first.digest)
+    assert other.manifest_json == first.manifest_json
 
 
 # --- nodes

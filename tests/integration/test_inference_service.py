@@ -4,7 +4,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
+import threading
+import uuid
 from collections.abc import AsyncIterator
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -17,8 +23,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from dovetail.errors import NotFoundError
 from dovetail.pb import oip
 from dovetail.tensor import Array
+from runtime_svc import shared_memory
+from runtime_svc.log_control import LogControl
+from runtime_svc.protocol import servicer
 from runtime_svc.repository import Repository
 from runtime_svc.served_model import ServedModel
+from runtime_svc.trace import Tracer
 from tests.fakes.fake_sessions import BrokenSession, DoublingSession, FakeSession, HeldSession, facts_for
 from tests.fixtures_inference import RunningServer, inference_server, running_server
 
@@ -313,8 +323,8 @@ async def test_loading_and_unloading_go_to_the_control() -> None:
         with pytest.raises(grpc.aio.AioRpcError, match="failed to load 'x', failed to poll from model repository"):
             await server.stub.RepositoryModelLoad(oip.RepositoryModelLoadRequest(model_name="x"))
         unknown = oip.RepositoryModelLoadRequest(model_name="m")
-        unknown.parameters["config"].string_param = "{}"
-        with pytest.raises(grpc.aio.AioRpcError, match="unrecognized load parameter 'config'") as refused:
+        unknown.parameters["colour"].string_param = "red"
+        with pytest.raises(grpc.aio.AioRpcError, match="unrecognized load parameter 'colour'") as refused:
             await server.stub.RepositoryModelLoad(unknown)
         with pytest.raises(grpc.aio.AioRpcError, match="'repository_name' specification is not supported"):
             await server.stub.RepositoryIndex(oip.RepositoryIndexRequest(repository_name="r"))
@@ -323,13 +333,85 @@ async def test_loading_and_unloading_go_to_the_control() -> None:
     assert refused.value.code() is StatusCode.INVALID_ARGUMENT
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in oip.METHODS if "SharedMemory" in name or name in ("TraceSetting", "LogSettings")]
-)
-async def test_what_is_not_served_yet_says_so(inference_server: RunningServer, name: str) -> None:
-    with pytest.raises(grpc.aio.AioRpcError, match=f"{name} is not served: this version has no ") as caught:
-        await getattr(inference_server.stub, name)(oip.METHODS[name].request())
+async def test_large_tensors_in_shared_memory_are_moved_off_the_event_loop(
+    inference_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    read = shared_memory.RegionWindow.read
 
+    def noting_read(window: shared_memory.RegionWindow) -> memoryview:
+        threads.append(threading.current_thread().name)
+        return read(window)
+
+    monkeypatch.setattr(shared_memory.RegionWindow, "read", noting_read)
+    serve(inference_server.repository, DoublingSession())
+    size = servicer.INLINE_BYTES + 8
+    memory = SharedMemory(f"dovetail_{uuid.uuid4().hex}", create=True, size=2 * size)
+    try:
+        stub = inference_server.stub
+        await stub.SystemSharedMemoryRegister(
+            oip.SystemSharedMemoryRegisterRequest(name="r", key=memory.name, byte_size=2 * size)
+        )
+        memory.buf[size - 4 : size] = np.float32(21).tobytes()
+        request = request_of(np.zeros((1, 1), np.float32))
+        request.ClearField("raw_input_contents")
+        request.inputs[0].shape[1] = size // 4
+        for tensor, offset in ((request.inputs[0], 0), (request.outputs.add(name="y"), size)):
+            tensor.parameters["shared_memory_region"].string_param = "r"
+            tensor.parameters["shared_memory_byte_size"].int64_param = size
+            tensor.parameters["shared_memory_offset"].int64_param = offset
+        await stub.ModelInfer(request)
+        last = np.frombuffer(bytes(memory.buf[2 * size - 4 :]), np.float32).tolist()
+    finally:
+        memory.close()
+        memory.unlink()
+
+    assert last == [42.0]
+    assert threads != []
+    assert threading.main_thread().name not in threads
+
+
+async def test_requests_are_traced_once_a_caller_asks_for_it(tmp_path: Path) -> None:
+    tracer = Tracer(tmp_path / "trace.json")
+    async with running_server(tracer=tracer) as server:
+        serve(server.repository, DoublingSession())
+        await server.stub.ModelInfer(request_of(ones(), request_id="before"))
+        on = oip.TraceSettingRequest(model_name="m")
+        on.settings["trace_level"].value.append("TIMESTAMPS")
+        on.settings["trace_rate"].value.append("1")
+        await server.stub.TraceSetting(on)
+        await server.stub.ModelInfer(request_of(ones(), request_id="traced"))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await server.stub.ModelInfer(request_of(ones(9), request_id="refused"))
+    await tracer.close()
+
+    entries = json.loads((tmp_path / "trace.json").read_text())
+    assert [entry["request_id"] for entry in entries if "request_id" in entry] == ["traced"]
+    assert [instant["name"] for instant in entries[1]["timestamps"]][-1] == "REQUEST_END"
+
+
+async def test_log_settings_change_what_the_process_logs() -> None:
+    root = logging.Logger("root", logging.INFO)  # noqa: LOG001 - one that no other test knows
+    async with running_server(logs=LogControl(root)) as server:
+        request = oip.LogSettingsRequest()
+        request.settings["log_verbose_level"].uint32_param = 1
+        request.settings["log_info"].bool_param = False
+
+        reply = await server.stub.LogSettings(request)
+
+    assert root.level == logging.DEBUG
+    assert (reply.settings["log_info"].bool_param, reply.settings["log_verbose_level"].uint32_param) == (False, 1)
+
+
+async def test_switched_off_shared_memory_is_no_extension_and_is_refused() -> None:
+    async with running_server(regions=shared_memory.SharedMemoryRegions("")) as server:
+        metadata = await server.stub.ServerMetadata(oip.ServerMetadataRequest())
+        with pytest.raises(grpc.aio.AioRpcError, match="switched off") as caught:
+            await server.stub.SystemSharedMemoryRegister(
+                oip.SystemSharedMemoryRegisterRequest(name="r", key="/x", byte_size=1)
+            )
+
+    assert "system_shared_memory" not in metadata.extensions
     assert caught.value.code() is StatusCode.UNIMPLEMENTED
 
 

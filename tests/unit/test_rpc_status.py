@@ -10,14 +10,16 @@ import grpc.aio
 import pytest
 
 from dovetail import errors
-from dovetail.errors import DovetailError, ErrorCode
+from dovetail.errors import BusyError, DovetailError, ErrorCode
 from dovetail.rpc.status import (
-    CODE_METADATA_KEY,
+    MAX_RETRY_AFTER_S,
     MAX_TEXT_BYTES,
+    RETRY_METADATA_KEY,
     STATUS_BY_CODE,
     error_from_rpc,
     public_text,
     status_of,
+    trailers_of,
     translated_errors,
 )
 
@@ -54,10 +56,32 @@ def test_status_says_what_a_caller_should_do(cls: type[DovetailError], status: g
 
 @pytest.mark.parametrize("cls", all_error_classes())
 def test_each_error_class_survives_the_wire_with_its_text(cls: type[DovetailError]) -> None:
-    received = error_from_rpc(rpc_error(status_of(cls("x")), "the text", **{CODE_METADATA_KEY: cls.code.value}))
+    received = error_from_rpc(rpc_error(status_of(cls("x")), "the text", **dict(trailers_of(cls("x"), "id"))))
 
     assert type(received) is cls
     assert str(received) == "the text"
+
+
+def test_a_server_that_is_busy_says_when_to_come_back() -> None:
+    trailers = dict(trailers_of(BusyError("full", retry_after_s=2.5), "id"))
+    received = error_from_rpc(rpc_error(grpc.StatusCode.UNAVAILABLE, "full", **trailers))
+
+    assert isinstance(received, BusyError)
+    assert received.retry_after_s == 2.5
+
+
+@pytest.mark.parametrize("word", ["", "-1", "soon", "\u0661"])
+def test_a_pause_that_is_no_number_is_not_believed(word: str) -> None:
+    received = error_from_rpc(rpc_error(grpc.StatusCode.UNAVAILABLE, "full", **{RETRY_METADATA_KEY: word}))
+
+    assert type(received) is errors.UnavailableError
+
+
+def test_a_pause_without_end_is_cut() -> None:
+    received = error_from_rpc(rpc_error(grpc.StatusCode.UNAVAILABLE, "full", **{RETRY_METADATA_KEY: "9" * 40}))
+
+    assert isinstance(received, BusyError)
+    assert received.retry_after_s == MAX_RETRY_AFTER_S
 
 
 def test_foreign_server_is_understood_by_status_alone() -> None:

@@ -5,9 +5,14 @@ import io
 import random
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
+from compiler_svc.worker.build_spec import BuildResult
+from compiler_svc.worker.publish import store_result
+from compiler_svc.worker.settings import WorkerSettings
 from dovetail.artifact import CHUNK_BYTES
 from dovetail.errors import InvalidInputError, UnsupportedError
 from dovetail.store.chunking import CHUNKERS, Chunker, chunker_named, content_defined, fixed
@@ -85,3 +90,22 @@ def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.Monk
 
     with pytest.raises(UnsupportedError, match=r"pip install 'dovetail\[cdc\]'"):
         chunker_named("fastcdc")
+
+
+def test_a_worker_cuts_as_its_setting_says() -> None:
+    assert WorkerSettings.from_env({}).chunker.name == "fixed"
+    assert WorkerSettings.from_env({"DOVETAIL_CHUNKER": "fastcdc"}).chunker.name == "fastcdc"
+    with pytest.raises(InvalidInputError, match="DOVETAIL_CHUNKER"):
+        WorkerSettings.from_env({"DOVETAIL_CHUNKER": "rabin"})
+
+
+async def test_what_a_worker_publishes_is_cut_as_its_chunker_says(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(random.Random(4).randbytes(3 << 20))
+    result = cast(BuildResult, SimpleNamespace(files=[SimpleNamespace(name="model.onnx", role="model", path=path)]))
+
+    (by_content,) = await store_result(DiskChunkStore(tmp_path), result, content_defined())
+    (by_place,) = await store_result(DiskChunkStore(tmp_path), result, fixed())
+
+    assert by_content.digest == by_place.digest
+    assert len(by_content.chunks) > len(by_place.chunks)

@@ -70,3 +70,83 @@ def test_a_root_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
 
     with pytest.raises(UnavailableError, match=r"could not create cas: .*DOVETAIL_DATA_DIR"):
         DiskChunkStore(tmp_path)
+
+
+async def test_every_change_of_names_is_synced_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File, then its name, then the folder that got it, then the folder that lost it."""
+    store = DiskChunkStore(tmp_path)
+    steps: list[str] = []
+    fsync, rename, unlink = os.fsync, Path.rename, Path.unlink
+
+    def shown(path: str | Path) -> str:
+        return "/".join(Path(path).relative_to(tmp_path).parts[:2]).replace(DIGEST[:2], "ab")
+
+    def recorded_fsync(descriptor: int) -> None:
+        steps.append(f"sync {shown(os.readlink(f'/proc/self/fd/{descriptor}'))}")
+        fsync(descriptor)
+
+    def recorded_rename(self: Path, target: Path) -> Path:
+        steps.append(f"rename to {shown(target)}")
+        return rename(self, target)
+
+    def recorded_unlink(self: Path, missing_ok: bool = False) -> None:
+        if self.parent.parent == tmp_path / "trash":
+            steps.append(f"remove from {shown(self)}")
+        unlink(self, missing_ok)
+
+    await store.put(DIGEST, b"x")  # makes the folders
+    monkeypatch.setattr("dovetail.store.durable.os.fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
+    monkeypatch.setattr(Path, "replace", recorded_rename)
+    monkeypatch.setattr(Path, "unlink", recorded_unlink)
+    await store.put(DIGEST, b"x")
+    put = steps[:]
+    assert put[0].startswith("sync cas.tmp/")
+    assert put[1:] == ["rename to cas/ab", "sync cas/ab"]
+
+    steps.clear()
+    assert await store.trash(DIGEST, untouched_since_ms=1 << 50)
+    assert steps == ["sync trash", "rename to trash/ab", "sync trash/ab", "sync cas/ab"]
+
+    steps.clear()
+    assert await store.purge(DIGEST, trashed_until_ms=1 << 50)
+    assert steps == ["remove from trash/ab", "sync trash/ab"]
+
+
+async def test_a_move_that_fails_leaves_the_chunk_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = DiskChunkStore(tmp_path)
+    await store.put(DIGEST, b"x")
+
+    def failing_rename(self: Path, target: Path) -> Path:
+        raise OSError(errno.EIO, "I/O error")
+
+    monkeypatch.setattr(Path, "rename", failing_rename)
+    with pytest.raises(UnavailableError, match="could not move"):
+        await store.trash(DIGEST, untouched_since_ms=1 << 50)
+
+    assert await store.stat(DIGEST) is not None
+    assert await store.get(DIGEST) == b"x"
+
+
+async def test_a_chunk_that_another_user_wrote_is_touched_by_writing_it_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = DiskChunkStore(tmp_path)
+    await store.put(DIGEST, b"x")
+    file = tmp_path / "cas" / DIGEST[:2] / DIGEST
+    os.utime(file, (1000, 1000))
+    inode = file.stat().st_ino
+
+    def forbidden(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "not yours")
+
+    monkeypatch.setattr("dovetail.store.atomic.os.utime", forbidden)
+    assert await store.missing([DIGEST]) == set()
+
+    found = await store.stat(DIGEST)
+    assert found is not None
+    assert found.touched_ms > 1_000_000
+    assert file.stat().st_ino != inode
+    assert await store.get(DIGEST) == b"x"

@@ -8,10 +8,12 @@ from redis import exceptions
 
 from dovetail.client.async_client import CALL_TIMEOUT_S
 from dovetail.errors import DovetailError, InvalidInputError, OverLimitError, UnavailableError
+from dovetail.store.redis_address import RedisAddress
 from dovetail.store.redis_connection import (
     ANSWER_TIMEOUT_S,
     MAX_BLOCK_MS,
     SOCKET_TIMEOUT_S,
+    RedisConnection,
     connect,
     public_address,
     translate,
@@ -25,16 +27,85 @@ from dovetail.store.redis_connection import (
         ("rediss://:secret@db.example", "rediss://db.example:6379"),
         ("redis://", "redis://localhost:6379"),
         ("unix://:secret@/run/redis.sock?db=1", "unix:…/redis.sock"),
+        ("redis://:secret@[::1]:7000", "redis://[::1]:7000"),
+        ("redis+sentinel://u:secret@a,b:7000/mesh/1?sentinel_password=hidden", "redis+sentinel://a:26379,b:7000/mesh"),
+        ("rediss+cluster://u:se%40cret@a.example,b:7000", "rediss+cluster://a.example:6379,b:7000"),
     ],
 )
 def test_an_address_is_shown_without_its_secrets_and_folders(url: str, shown: str) -> None:
     assert public_address(url) == shown
 
 
-@pytest.mark.parametrize("url", ["", "localhost:6379", "http://x", "unix://", "redis://host:port/0", "redis://[::1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "localhost:6379", "http://x", "unix://", "redis://host:port/0", "redis://[::1", "redis://host:70000"),
+        *("redis://a,b", "redis+sentinel://a", "redis+sentinel://a/mesh/x", "redis+other://a", "redis://a/0/1"),
+    ],
+)
 def test_what_is_no_redis_address_is_refused_with_an_example(url: str) -> None:
     with pytest.raises(InvalidInputError, match=r"redis://host:6379/0"):
         connect(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("redis+cluster://:secret@a/1", "a cluster has only database 0"),
+        ("redis://:secret@a?timeout=3", "unknown option 'timeout'"),
+        ("redis://:secret@a?ssl_ca_certs=x", "need rediss://"),
+        ("rediss://:secret@a?ssl_ca_certs=/no/such/file", "the file that ssl_ca_certs of rediss://a:6379 names"),
+        ("rediss://:secret@a?ssl_check_hostname=perhaps", "use one of 1, true"),
+        ("redis://:secret@a?sentinel_password=hidden", "unknown option 'sentinel_password'"),
+    ],
+)
+def test_what_an_address_cannot_have_is_said_without_its_secrets(url: str, text: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        connect(url)
+
+    assert text in str(caught.value)
+    assert not {"secret", "/no/such/file", "hidden"} & set(str(caught.value).split())
+
+
+def test_all_parts_of_an_address_are_read() -> None:
+    address = RedisAddress.parse("redis+sentinel://me:a%2Fb@h1,[::1]:7/svc/3?sentinel_username=s&sentinel_password=p")
+
+    assert address.hosts == (("h1", 26379), ("::1", 7))
+    assert (address.service, address.db, address.tls) == ("svc", 3, False)
+    assert address.login == {"username": "me", "password": "a/b"}
+    assert address.sentinel_login == {"username": "s", "password": "p"}
+    assert "a/b" not in repr(address)
+
+
+async def test_a_replica_that_only_a_script_noticed_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[bool] = []
+
+    async def refuse(*_: object) -> None:
+        raise exceptions.ResponseError("Error running script: @user_script: 3: -READONLY You can't write against")
+
+    async def disconnect(inuse_connections: bool = True) -> None:
+        left.append(inuse_connections)
+
+    connection = connect("redis+sentinel://127.0.0.1:1/mesh")
+    monkeypatch.setattr("redis.asyncio.Redis.execute_command", refuse)
+    monkeypatch.setattr(connection._client.connection_pool, "disconnect", disconnect)  # type: ignore[attr-defined]
+
+    with pytest.raises(UnavailableError, match="is a read-only replica"):
+        await connection.call("EVALSHA")
+    monkeypatch.undo()
+    await connection.aclose()
+
+    assert left == [False]
+
+
+async def test_a_connection_that_is_held_refuses_with_the_reason_and_then_goes_on(redis: RedisConnection) -> None:
+    redis.hold("wrong policy")
+    with pytest.raises(UnavailableError, match="^wrong policy$"):
+        await redis.ping()
+    assert await redis.infos()
+
+    redis.hold(None)
+    await redis.ping()
 
 
 @pytest.mark.parametrize(
@@ -45,6 +116,16 @@ def test_what_is_no_redis_address_is_refused_with_an_example(url: str) -> None:
         (exceptions.BusyLoadingError("LOADING"), UnavailableError, "still loading"),
         (exceptions.ReadOnlyError("READONLY"), UnavailableError, "read-only replica"),
         (exceptions.MaxConnectionsError("Too many"), UnavailableError, "are in use"),
+        (exceptions.NoPermissionError("NOPERM no x"), UnavailableError, "forbids that to our user (NOPERM no x)"),
+        (
+            exceptions.ResponseError("ERR ACL failure in script: no x"),
+            UnavailableError,
+            "correct the rights in its ACL",
+        ),
+        (exceptions.ResponseError("WRONGPASS"), UnavailableError, "user or password: correct DOVETAIL_REDIS_URL"),
+        (exceptions.MovedError("1 h:1"), UnavailableError, "is a node of a cluster"),
+        (exceptions.RedisClusterException("cannot be connected"), UnavailableError, "does not answer"),
+        (exceptions.ClusterDownError("CLUSTERDOWN The cluster is down"), UnavailableError, "cannot serve now"),
         (exceptions.ResponseError("MISCONF Redis cannot persist"), UnavailableError, "MISCONF"),
         (exceptions.OutOfMemoryError("OOM"), OverLimitError, "out of memory"),
         (exceptions.ResponseError("ERR in script: -OOM command not allowed"), OverLimitError, "out of memory"),
@@ -52,7 +133,7 @@ def test_what_is_no_redis_address_is_refused_with_an_example(url: str) -> None:
     ],
 )
 def test_every_error_of_the_client_library_becomes_ours(
-    error: exceptions.RedisError, expected: type[DovetailError], text: str
+    error: Exception, expected: type[DovetailError], text: str
 ) -> None:
     translated = translate(error, "redis://here:6379")
 

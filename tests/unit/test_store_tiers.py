@@ -13,6 +13,7 @@ from dovetail.clock import ManualClock
 from dovetail.digest import sha256_hex
 from dovetail.errors import IntegrityError, OverLimitError, UnavailableError
 from dovetail.store.disk import DiskChunkStore
+from dovetail.store.encoded import plain_form
 from dovetail.store.tiered import PAUSE_S, TieredChunkStore
 from dovetail.store.verified import VerifiedChunkStore
 
@@ -64,6 +65,22 @@ async def test_a_flipped_byte_is_never_returned_and_the_chunk_is_gone(tmp_path: 
     assert await store.get(DIGEST) is None
     assert store.corrupt == 1
     assert await disk.missing([DIGEST]) == {DIGEST}
+
+
+@pytest.mark.parametrize("at", [0, 1, -1], ids=["codec", "first", "last"])
+async def test_a_flipped_byte_is_not_passed_on_in_the_stored_form_either(tmp_path: Path, at: int) -> None:
+    disk = DiskChunkStore(tmp_path / "hot")
+    hot, durable = VerifiedChunkStore(disk), VerifiedChunkStore(DiskChunkStore(tmp_path / "durable"))
+    store = TieredChunkStore(hot, durable)
+    await store.put(DIGEST, DATA)
+    flip_byte(tmp_path / "hot", at)
+
+    chunk = await store.get_encoded(DIGEST)
+
+    assert chunk is not None
+    assert (await plain_form(chunk)).data == DATA
+    assert hot.corrupt == 1
+    assert await disk.get(DIGEST) == DATA, "healed from the durable tier"
 
 
 async def test_wrong_bytes_are_not_let_in(tmp_path: Path) -> None:

@@ -26,15 +26,15 @@ from dovetail.pb.v1 import compiler_pb2 as dovetail_dot_pb_dot_v1_dot_compiler__
 from dovetail.pb.v1 import types_pb2 as dovetail_dot_pb_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x64ovetail/pb/v1/artifacts.proto\x12\x0b\x64ovetail.v1\x1a\x1d\x64ovetail/pb/v1/compiler.proto\x1a\x1a\x64ovetail/pb/v1/types.proto\"\xc0\x01\n\x10NegotiateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x18\n\x10\x66ingerprint_json\x18\x03 \x01(\x0c\x12)\n\tobjective\x18\x04 \x01(\x0e\x32\x16.dovetail.v1.Objective\x12\x16\n\x0e\x61\x63\x63uracy_floor\x18\x05 \x01(\x01\x12\x14\n\x0corder_builds\x18\x06 \x01(\x08\x12\x0b\n\x03pin\x18\x07 \x01(\t\x12\x0c\n\x04node\x18\x08 \x01(\t\"\x88\x02\n\nAssessment\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\x12#\n\x06recipe\x18\x02 \x01(\x0b\x32\x13.dovetail.v1.Recipe\x12%\n\x07verdict\x18\x03 \x01(\x0e\x32\x14.dovetail.v1.Verdict\x12$\n\x07reasons\x18\x04 \x03(\x0b\x32\x13.dovetail.v1.Reason\x12\x0c\n\x04rank\x18\x05 \x01(\x05\x12\x10\n\x08measured\x18\x06 \x01(\x08\x12\x16\n\x0e\x62\x65nchmark_json\x18\x07 \x01(\x0c\x12\x13\n\x0bprior_speed\x18\x08 \x01(\x01\x12\x12\n\nsize_bytes\x18\t \x01(\x04\x12\x11\n\tgate_json\x18\n \x01(\x0c\"\x92\x01\n\nBuildOrder\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\x12#\n\x06recipe\x18\x02 \x01(\x0b\x32\x13.dovetail.v1.Recipe\x12&\n\x05phase\x18\x03 \x01(\x0e\x32\x17.dovetail.v1.BuildPhase\x12\x0b\n\x03why\x18\x04 \x01(\t\x12\x14\n\x0cneeds_worker\x18\x05 \x01(\t\"\x91\x02\n\x05Offer\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x16\n\x0ehardware_class\x18\x03 \x01(\t\x12\x16\n\x0ehardware_label\x18\x04 \x01(\t\x12\x0e\n\x06\x63hoice\x18\x05 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x06 \x01(\t\x12,\n\x0b\x61ssessments\x18\x07 \x03(\x0b\x32\x17.dovetail.v1.Assessment\x12\'\n\x06\x62\x65tter\x18\x08 \x03(\x0b\x32\x17.dovetail.v1.BuildOrder\x12\r\n\x05\x62\x61sis\x18\t \x01(\t\x12)\n\tobjective\x18\n \x01(\x0e\x32\x16.dovetail.v1.Objective\"*\n\x12GetManifestRequest\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\"O\n\rManifestReply\x12\x15\n\rmanifest_json\x18\x01 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x17\n\x0f\x62\x65nchmarks_json\x18\x03 \x03(\x0c\"%\n\x12\x46\x65tchChunksRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"a\n\x05\x43hunk\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12&\n\x05\x63odec\x18\x02 \x01(\x0e\x32\x17.dovetail.v1.ChunkCodec\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\"F\n\x16ReportBenchmarkRequest\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\x12\x16\n\x0e\x62\x65nchmark_json\x18\x02 \x01(\x0c\"\x19\n\x17ReportBenchmarkResponse\"6\n\x14ListArtifactsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"F\n\x15ListArtifactsResponse\x12-\n\tartifacts\x18\x01 \x03(\x0b\x32\x1a.dovetail.v1.ManifestReply*9\n\nChunkCodec\x12\x15\n\x11\x43HUNK_CODEC_PLAIN\x10\x00\x12\x14\n\x10\x43HUNK_CODEC_ZSTD\x10\x01\x32\xdb\x03\n\rArtifactCache\x12>\n\tNegotiate\x12\x1d.dovetail.v1.NegotiateRequest\x1a\x12.dovetail.v1.Offer\x12\x42\n\x0bWatchOffers\x12\x1d.dovetail.v1.NegotiateRequest\x1a\x12.dovetail.v1.Offer0\x01\x12J\n\x0bGetManifest\x12\x1f.dovetail.v1.GetManifestRequest\x1a\x1a.dovetail.v1.ManifestReply\x12\x44\n\x0b\x46\x65tchChunks\x12\x1f.dovetail.v1.FetchChunksRequest\x1a\x12.dovetail.v1.Chunk0\x01\x12\\\n\x0fReportBenchmark\x12#.dovetail.v1.ReportBenchmarkRequest\x1a$.dovetail.v1.ReportBenchmarkResponse\x12V\n\rListArtifacts\x12!.dovetail.v1.ListArtifactsRequest\x1a\".dovetail.v1.ListArtifactsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x64ovetail/pb/v1/artifacts.proto\x12\x0b\x64ovetail.v1\x1a\x1d\x64ovetail/pb/v1/compiler.proto\x1a\x1a\x64ovetail/pb/v1/types.proto\"\xc0\x01\n\x10NegotiateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x18\n\x10\x66ingerprint_json\x18\x03 \x01(\x0c\x12)\n\tobjective\x18\x04 \x01(\x0e\x32\x16.dovetail.v1.Objective\x12\x16\n\x0e\x61\x63\x63uracy_floor\x18\x05 \x01(\x01\x12\x14\n\x0corder_builds\x18\x06 \x01(\x08\x12\x0b\n\x03pin\x18\x07 \x01(\t\x12\x0c\n\x04node\x18\x08 \x01(\t\"\x88\x02\n\nAssessment\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\x12#\n\x06recipe\x18\x02 \x01(\x0b\x32\x13.dovetail.v1.Recipe\x12%\n\x07verdict\x18\x03 \x01(\x0e\x32\x14.dovetail.v1.Verdict\x12$\n\x07reasons\x18\x04 \x03(\x0b\x32\x13.dovetail.v1.Reason\x12\x0c\n\x04rank\x18\x05 \x01(\x05\x12\x10\n\x08measured\x18\x06 \x01(\x08\x12\x16\n\x0e\x62\x65nchmark_json\x18\x07 \x01(\x0c\x12\x13\n\x0bprior_speed\x18\x08 \x01(\x01\x12\x12\n\nsize_bytes\x18\t \x01(\x04\x12\x11\n\tgate_json\x18\n \x01(\x0c\"\x92\x01\n\nBuildOrder\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\x12#\n\x06recipe\x18\x02 \x01(\x0b\x32\x13.dovetail.v1.Recipe\x12&\n\x05phase\x18\x03 \x01(\x0e\x32\x17.dovetail.v1.BuildPhase\x12\x0b\n\x03why\x18\x04 \x01(\t\x12\x14\n\x0cneeds_worker\x18\x05 \x01(\t\"\x91\x02\n\x05Offer\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x16\n\x0ehardware_class\x18\x03 \x01(\t\x12\x16\n\x0ehardware_label\x18\x04 \x01(\t\x12\x0e\n\x06\x63hoice\x18\x05 \x01(\t\x12\x17\n\x0fmanifest_digest\x18\x06 \x01(\t\x12,\n\x0b\x61ssessments\x18\x07 \x03(\x0b\x32\x17.dovetail.v1.Assessment\x12\'\n\x06\x62\x65tter\x18\x08 \x03(\x0b\x32\x17.dovetail.v1.BuildOrder\x12\r\n\x05\x62\x61sis\x18\t \x01(\t\x12)\n\tobjective\x18\n \x01(\x0e\x32\x16.dovetail.v1.Objective\"@\n\x12GetManifestRequest\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\x12\x14\n\x0cknown_digest\x18\x02 \x01(\t\"f\n\rManifestReply\x12\x15\n\rmanifest_json\x18\x01 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x17\n\x0f\x62\x65nchmarks_json\x18\x03 \x03(\x0c\x12\x15\n\renvelope_json\x18\x04 \x01(\x0c\"\xaa\x01\n\x12\x46\x65tchChunksRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\x12\x13\n\x0bpiece_bytes\x18\x02 \x01(\r\x12\x17\n\x0fmax_bytes_per_s\x18\x03 \x01(\x04\x12\x11\n\tas_stored\x18\x04 \x01(\x08\x12\x14\n\x0c\x66irst_offset\x18\x05 \x01(\x04\x12,\n\x0b\x66irst_codec\x18\x06 \x01(\x0e\x32\x17.dovetail.v1.ChunkCodec\"\x88\x01\n\x05\x43hunk\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12&\n\x05\x63odec\x18\x02 \x01(\x0e\x32\x17.dovetail.v1.ChunkCodec\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x0e\n\x06offset\x18\x05 \x01(\x04\x12\x15\n\rencoded_bytes\x18\x06 \x01(\x04\"F\n\x16ReportBenchmarkRequest\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\x12\x16\n\x0e\x62\x65nchmark_json\x18\x02 \x01(\x0c\"\x19\n\x17ReportBenchmarkResponse\"6\n\x14ListArtifactsRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"F\n\x15ListArtifactsResponse\x12-\n\tartifacts\x18\x01 \x03(\x0b\x32\x1a.dovetail.v1.ManifestReply*9\n\nChunkCodec\x12\x15\n\x11\x43HUNK_CODEC_PLAIN\x10\x00\x12\x14\n\x10\x43HUNK_CODEC_ZSTD\x10\x01\x32\xdb\x03\n\rArtifactCache\x12>\n\tNegotiate\x12\x1d.dovetail.v1.NegotiateRequest\x1a\x12.dovetail.v1.Offer\x12\x42\n\x0bWatchOffers\x12\x1d.dovetail.v1.NegotiateRequest\x1a\x12.dovetail.v1.Offer0\x01\x12J\n\x0bGetManifest\x12\x1f.dovetail.v1.GetManifestRequest\x1a\x1a.dovetail.v1.ManifestReply\x12\x44\n\x0b\x46\x65tchChunks\x12\x1f.dovetail.v1.FetchChunksRequest\x1a\x12.dovetail.v1.Chunk0\x01\x12\\\n\x0fReportBenchmark\x12#.dovetail.v1.ReportBenchmarkRequest\x1a$.dovetail.v1.ReportBenchmarkResponse\x12V\n\rListArtifacts\x12!.dovetail.v1.ListArtifactsRequest\x1a\".dovetail.v1.ListArtifactsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dovetail.pb.v1.artifacts_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHUNKCODEC']._serialized_start=1483
-  _globals['_CHUNKCODEC']._serialized_end=1540
+  _globals['_CHUNKCODEC']._serialized_start=1702
+  _globals['_CHUNKCODEC']._serialized_end=1759
   _globals['_NEGOTIATEREQUEST']._serialized_start=107
   _globals['_NEGOTIATEREQUEST']._serialized_end=299
   _globals['_ASSESSMENT']._serialized_start=302
@@ -44,21 +44,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OFFER']._serialized_start=718
   _globals['_OFFER']._serialized_end=991
   _globals['_GETMANIFESTREQUEST']._serialized_start=993
-  _globals['_GETMANIFESTREQUEST']._serialized_end=1035
-  _globals['_MANIFESTREPLY']._serialized_start=1037
-  _globals['_MANIFESTREPLY']._serialized_end=1116
-  _globals['_FETCHCHUNKSREQUEST']._serialized_start=1118
-  _globals['_FETCHCHUNKSREQUEST']._serialized_end=1155
-  _globals['_CHUNK']._serialized_start=1157
-  _globals['_CHUNK']._serialized_end=1254
-  _globals['_REPORTBENCHMARKREQUEST']._serialized_start=1256
-  _globals['_REPORTBENCHMARKREQUEST']._serialized_end=1326
-  _globals['_REPORTBENCHMARKRESPONSE']._serialized_start=1328
-  _globals['_REPORTBENCHMARKRESPONSE']._serialized_end=1353
-  _globals['_LISTARTIFACTSREQUEST']._serialized_start=1355
-  _globals['_LISTARTIFACTSREQUEST']._serialized_end=1409
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=1411
-  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=1481
-  _globals['_ARTIFACTCACHE']._serialized_start=1543
-  _globals['_ARTIFACTCACHE']._serialized_end=2018
+  _globals['_GETMANIFESTREQUEST']._serialized_end=1057
+  _globals['_MANIFESTREPLY']._serialized_start=1059
+  _globals['_MANIFESTREPLY']._serialized_end=1161
+  _globals['_FETCHCHUNKSREQUEST']._serialized_start=1164
+  _globals['_FETCHCHUNKSREQUEST']._serialized_end=1334
+  _globals['_CHUNK']._serialized_start=1337
+  _globals['_CHUNK']._serialized_end=1473
+  _globals['_REPORTBENCHMARKREQUEST']._serialized_start=1475
+  _globals['_REPORTBENCHMARKREQUEST']._serialized_end=1545
+  _globals['_REPORTBENCHMARKRESPONSE']._serialized_start=1547
+  _globals['_REPORTBENCHMARKRESPONSE']._serialized_end=1572
+  _globals['_LISTARTIFACTSREQUEST']._serialized_start=1574
+  _globals['_LISTARTIFACTSREQUEST']._serialized_end=1628
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_start=1630
+  _globals['_LISTARTIFACTSRESPONSE']._serialized_end=1700
+  _globals['_ARTIFACTCACHE']._serialized_start=1762
+  _globals['_ARTIFACTCACHE']._serialized_end=2237
 # @@protoc_insertion_point(module_scope)

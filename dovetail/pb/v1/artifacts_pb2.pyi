@@ -99,38 +99,56 @@ class Offer(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., hardware_class: _Optional[str] = ..., hardware_label: _Optional[str] = ..., choice: _Optional[str] = ..., manifest_digest: _Optional[str] = ..., assessments: _Optional[_Iterable[_Union[Assessment, _Mapping]]] = ..., better: _Optional[_Iterable[_Union[BuildOrder, _Mapping]]] = ..., basis: _Optional[str] = ..., objective: _Optional[_Union[_types_pb2.Objective, str]] = ...) -> None: ...
 
 class GetManifestRequest(_message.Message):
-    __slots__ = ("artifact_key",)
+    __slots__ = ("artifact_key", "known_digest")
     ARTIFACT_KEY_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_DIGEST_FIELD_NUMBER: _ClassVar[int]
     artifact_key: str
-    def __init__(self, artifact_key: _Optional[str] = ...) -> None: ...
+    known_digest: str
+    def __init__(self, artifact_key: _Optional[str] = ..., known_digest: _Optional[str] = ...) -> None: ...
 
 class ManifestReply(_message.Message):
-    __slots__ = ("manifest_json", "digest", "benchmarks_json")
+    __slots__ = ("manifest_json", "digest", "benchmarks_json", "envelope_json")
     MANIFEST_JSON_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     BENCHMARKS_JSON_FIELD_NUMBER: _ClassVar[int]
+    ENVELOPE_JSON_FIELD_NUMBER: _ClassVar[int]
     manifest_json: bytes
     digest: str
     benchmarks_json: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, manifest_json: _Optional[bytes] = ..., digest: _Optional[str] = ..., benchmarks_json: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    envelope_json: bytes
+    def __init__(self, manifest_json: _Optional[bytes] = ..., digest: _Optional[str] = ..., benchmarks_json: _Optional[_Iterable[bytes]] = ..., envelope_json: _Optional[bytes] = ...) -> None: ...
 
 class FetchChunksRequest(_message.Message):
-    __slots__ = ("digests",)
+    __slots__ = ("digests", "piece_bytes", "max_bytes_per_s", "as_stored", "first_offset", "first_codec")
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    PIECE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_PER_S_FIELD_NUMBER: _ClassVar[int]
+    AS_STORED_FIELD_NUMBER: _ClassVar[int]
+    FIRST_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    FIRST_CODEC_FIELD_NUMBER: _ClassVar[int]
     digests: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, digests: _Optional[_Iterable[str]] = ...) -> None: ...
+    piece_bytes: int
+    max_bytes_per_s: int
+    as_stored: bool
+    first_offset: int
+    first_codec: ChunkCodec
+    def __init__(self, digests: _Optional[_Iterable[str]] = ..., piece_bytes: _Optional[int] = ..., max_bytes_per_s: _Optional[int] = ..., as_stored: bool = ..., first_offset: _Optional[int] = ..., first_codec: _Optional[_Union[ChunkCodec, str]] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("digest", "codec", "data", "size_bytes")
+    __slots__ = ("digest", "codec", "data", "size_bytes", "offset", "encoded_bytes")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    ENCODED_BYTES_FIELD_NUMBER: _ClassVar[int]
     digest: str
     codec: ChunkCodec
     data: bytes
     size_bytes: int
-    def __init__(self, digest: _Optional[str] = ..., codec: _Optional[_Union[ChunkCodec, str]] = ..., data: _Optional[bytes] = ..., size_bytes: _Optional[int] = ...) -> None: ...
+    offset: int
+    encoded_bytes: int
+    def __init__(self, digest: _Optional[str] = ..., codec: _Optional[_Union[ChunkCodec, str]] = ..., data: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., offset: _Optional[int] = ..., encoded_bytes: _Optional[int] = ...) -> None: ...
 
 class ReportBenchmarkRequest(_message.Message):
     __slots__ = ("artifact_key", "benchmark_json")

@@ -95,8 +95,10 @@ class ArtifactCacheServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def FetchChunks(self, request, context):
-        """Chunks by digest, in the order asked for. NOT_FOUND: a chunk that no tier has (the stream ends there).
-        INVALID_ARGUMENT: more than 4096 digests.
+        """Chunks by digest, in the order asked for, whole or in pieces. NOT_FOUND: a chunk that no tier has (the stream ends
+        there, after all chunks before it). INVALID_ARGUMENT: more than 4096 digests.
+        UNAVAILABLE with the trailer grpc-retry-pushback-ms: too many readers at once, or this one took nothing for too
+        long; come back after that pause. A reader that takes nothing at all may see CANCELLED instead.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -8,6 +8,13 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class BuildPriority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BUILD_PRIORITY_UNSPECIFIED: _ClassVar[BuildPriority]
+    BUILD_PRIORITY_INTERACTIVE: _ClassVar[BuildPriority]
+    BUILD_PRIORITY_NODE: _ClassVar[BuildPriority]
+    BUILD_PRIORITY_BACKGROUND: _ClassVar[BuildPriority]
+
 class BuildPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     BUILD_PHASE_UNSPECIFIED: _ClassVar[BuildPhase]
@@ -27,6 +34,18 @@ class BuildFailureKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     BUILD_FAILURE_KIND_DETERMINISTIC: _ClassVar[BuildFailureKind]
     BUILD_FAILURE_KIND_RESOURCE: _ClassVar[BuildFailureKind]
     BUILD_FAILURE_KIND_INFRASTRUCTURE: _ClassVar[BuildFailureKind]
+
+class JobWait(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    JOB_WAIT_UNSPECIFIED: _ClassVar[JobWait]
+    JOB_WAIT_NO_WORKER: _ClassVar[JobWait]
+    JOB_WAIT_WORKERS_BUSY: _ClassVar[JobWait]
+    JOB_WAIT_BACK_OFF: _ClassVar[JobWait]
+    JOB_WAIT_IN_LINE: _ClassVar[JobWait]
+BUILD_PRIORITY_UNSPECIFIED: BuildPriority
+BUILD_PRIORITY_INTERACTIVE: BuildPriority
+BUILD_PRIORITY_NODE: BuildPriority
+BUILD_PRIORITY_BACKGROUND: BuildPriority
 BUILD_PHASE_UNSPECIFIED: BuildPhase
 BUILD_PHASE_QUEUED: BuildPhase
 BUILD_PHASE_UNROUTED: BuildPhase
@@ -41,6 +60,11 @@ BUILD_FAILURE_KIND_UNSPECIFIED: BuildFailureKind
 BUILD_FAILURE_KIND_DETERMINISTIC: BuildFailureKind
 BUILD_FAILURE_KIND_RESOURCE: BuildFailureKind
 BUILD_FAILURE_KIND_INFRASTRUCTURE: BuildFailureKind
+JOB_WAIT_UNSPECIFIED: JobWait
+JOB_WAIT_NO_WORKER: JobWait
+JOB_WAIT_WORKERS_BUSY: JobWait
+JOB_WAIT_BACK_OFF: JobWait
+JOB_WAIT_IN_LINE: JobWait
 
 class BuildFailure(_message.Message):
     __slots__ = ("kind", "code", "message", "log_tail")
@@ -55,7 +79,7 @@ class BuildFailure(_message.Message):
     def __init__(self, kind: _Optional[_Union[BuildFailureKind, str]] = ..., code: _Optional[str] = ..., message: _Optional[str] = ..., log_tail: _Optional[str] = ...) -> None: ...
 
 class CompileRequest(_message.Message):
-    __slots__ = ("model", "version", "fingerprint_json", "recipes", "force", "objective", "budget_s", "hardware_class")
+    __slots__ = ("model", "version", "fingerprint_json", "recipes", "force", "objective", "budget_s", "hardware_class", "priority", "after_event_id", "with_log")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +88,9 @@ class CompileRequest(_message.Message):
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     BUDGET_S_FIELD_NUMBER: _ClassVar[int]
     HARDWARE_CLASS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    AFTER_EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    WITH_LOG_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     fingerprint_json: bytes
@@ -72,10 +99,13 @@ class CompileRequest(_message.Message):
     objective: _types_pb2.Objective
     budget_s: float
     hardware_class: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint_json: _Optional[bytes] = ..., recipes: _Optional[_Iterable[str]] = ..., force: bool = ..., objective: _Optional[_Union[_types_pb2.Objective, str]] = ..., budget_s: _Optional[float] = ..., hardware_class: _Optional[str] = ...) -> None: ...
+    priority: BuildPriority
+    after_event_id: str
+    with_log: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., fingerprint_json: _Optional[bytes] = ..., recipes: _Optional[_Iterable[str]] = ..., force: bool = ..., objective: _Optional[_Union[_types_pb2.Objective, str]] = ..., budget_s: _Optional[float] = ..., hardware_class: _Optional[str] = ..., priority: _Optional[_Union[BuildPriority, str]] = ..., after_event_id: _Optional[str] = ..., with_log: bool = ...) -> None: ...
 
 class Build(_message.Message):
-    __slots__ = ("artifact_key", "model", "version", "recipe", "hardware_class", "phase", "fraction", "message", "failure", "gate_json", "benchmark_json", "size_bytes", "attempts", "created_at_ms", "updated_at_ms", "cached", "layers_json")
+    __slots__ = ("artifact_key", "model", "version", "recipe", "hardware_class", "phase", "fraction", "message", "failure", "gate_json", "benchmark_json", "size_bytes", "attempts", "created_at_ms", "updated_at_ms", "cached", "layers_json", "log_tail", "priority")
     ARTIFACT_KEY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +123,8 @@ class Build(_message.Message):
     UPDATED_AT_MS_FIELD_NUMBER: _ClassVar[int]
     CACHED_FIELD_NUMBER: _ClassVar[int]
     LAYERS_JSON_FIELD_NUMBER: _ClassVar[int]
+    LOG_TAIL_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     artifact_key: str
     model: str
     version: int
@@ -110,15 +142,29 @@ class Build(_message.Message):
     updated_at_ms: int
     cached: bool
     layers_json: bytes
-    def __init__(self, artifact_key: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., recipe: _Optional[_Union[_types_pb2.Recipe, _Mapping]] = ..., hardware_class: _Optional[str] = ..., phase: _Optional[_Union[BuildPhase, str]] = ..., fraction: _Optional[float] = ..., message: _Optional[str] = ..., failure: _Optional[_Union[BuildFailure, _Mapping]] = ..., gate_json: _Optional[bytes] = ..., benchmark_json: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., attempts: _Optional[int] = ..., created_at_ms: _Optional[int] = ..., updated_at_ms: _Optional[int] = ..., cached: bool = ..., layers_json: _Optional[bytes] = ...) -> None: ...
+    log_tail: str
+    priority: BuildPriority
+    def __init__(self, artifact_key: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., recipe: _Optional[_Union[_types_pb2.Recipe, _Mapping]] = ..., hardware_class: _Optional[str] = ..., phase: _Optional[_Union[BuildPhase, str]] = ..., fraction: _Optional[float] = ..., message: _Optional[str] = ..., failure: _Optional[_Union[BuildFailure, _Mapping]] = ..., gate_json: _Optional[bytes] = ..., benchmark_json: _Optional[bytes] = ..., size_bytes: _Optional[int] = ..., attempts: _Optional[int] = ..., created_at_ms: _Optional[int] = ..., updated_at_ms: _Optional[int] = ..., cached: bool = ..., layers_json: _Optional[bytes] = ..., log_tail: _Optional[str] = ..., priority: _Optional[_Union[BuildPriority, str]] = ...) -> None: ...
 
 class BuildEvent(_message.Message):
-    __slots__ = ("event_id", "build")
+    __slots__ = ("event_id", "build", "builds")
     EVENT_ID_FIELD_NUMBER: _ClassVar[int]
     BUILD_FIELD_NUMBER: _ClassVar[int]
+    BUILDS_FIELD_NUMBER: _ClassVar[int]
     event_id: str
     build: Build
-    def __init__(self, event_id: _Optional[str] = ..., build: _Optional[_Union[Build, _Mapping]] = ...) -> None: ...
+    builds: int
+    def __init__(self, event_id: _Optional[str] = ..., build: _Optional[_Union[Build, _Mapping]] = ..., builds: _Optional[int] = ...) -> None: ...
+
+class WatchBuildsRequest(_message.Message):
+    __slots__ = ("artifact_keys", "after_event_id", "with_log")
+    ARTIFACT_KEYS_FIELD_NUMBER: _ClassVar[int]
+    AFTER_EVENT_ID_FIELD_NUMBER: _ClassVar[int]
+    WITH_LOG_FIELD_NUMBER: _ClassVar[int]
+    artifact_keys: _containers.RepeatedScalarFieldContainer[str]
+    after_event_id: str
+    with_log: bool
+    def __init__(self, artifact_keys: _Optional[_Iterable[str]] = ..., after_event_id: _Optional[str] = ..., with_log: bool = ...) -> None: ...
 
 class GetBuildRequest(_message.Message):
     __slots__ = ("artifact_key",)
@@ -147,10 +193,117 @@ class CancelBuildRequest(_message.Message):
     def __init__(self, artifact_key: _Optional[str] = ...) -> None: ...
 
 class RebuildRequest(_message.Message):
-    __slots__ = ("artifact_key",)
+    __slots__ = ("artifact_key", "priority")
     ARTIFACT_KEY_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     artifact_key: str
-    def __init__(self, artifact_key: _Optional[str] = ...) -> None: ...
+    priority: BuildPriority
+    def __init__(self, artifact_key: _Optional[str] = ..., priority: _Optional[_Union[BuildPriority, str]] = ...) -> None: ...
+
+class ListJobsRequest(_message.Message):
+    __slots__ = ("hardware_class", "dead")
+    HARDWARE_CLASS_FIELD_NUMBER: _ClassVar[int]
+    DEAD_FIELD_NUMBER: _ClassVar[int]
+    hardware_class: str
+    dead: bool
+    def __init__(self, hardware_class: _Optional[str] = ..., dead: bool = ...) -> None: ...
+
+class ListJobsResponse(_message.Message):
+    __slots__ = ("jobs", "total", "now_ms")
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    NOW_MS_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[Job]
+    total: int
+    now_ms: int
+    def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ..., total: _Optional[int] = ..., now_ms: _Optional[int] = ...) -> None: ...
+
+class Job(_message.Message):
+    __slots__ = ("build", "worker", "lease_until_ms", "wait", "why", "able_workers", "not_before_ms", "attempts")
+    BUILD_FIELD_NUMBER: _ClassVar[int]
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    LEASE_UNTIL_MS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    ABLE_WORKERS_FIELD_NUMBER: _ClassVar[int]
+    NOT_BEFORE_MS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    build: Build
+    worker: str
+    lease_until_ms: int
+    wait: JobWait
+    why: str
+    able_workers: _containers.RepeatedScalarFieldContainer[str]
+    not_before_ms: int
+    attempts: _containers.RepeatedCompositeFieldContainer[Attempt]
+    def __init__(self, build: _Optional[_Union[Build, _Mapping]] = ..., worker: _Optional[str] = ..., lease_until_ms: _Optional[int] = ..., wait: _Optional[_Union[JobWait, str]] = ..., why: _Optional[str] = ..., able_workers: _Optional[_Iterable[str]] = ..., not_before_ms: _Optional[int] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ...) -> None: ...
+
+class Attempt(_message.Message):
+    __slots__ = ("worker", "began_ms", "ended_ms", "why")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    BEGAN_MS_FIELD_NUMBER: _ClassVar[int]
+    ENDED_MS_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    began_ms: int
+    ended_ms: int
+    why: str
+    def __init__(self, worker: _Optional[str] = ..., began_ms: _Optional[int] = ..., ended_ms: _Optional[int] = ..., why: _Optional[str] = ...) -> None: ...
+
+class RetryJobsRequest(_message.Message):
+    __slots__ = ("artifact_keys", "all_dead")
+    ARTIFACT_KEYS_FIELD_NUMBER: _ClassVar[int]
+    ALL_DEAD_FIELD_NUMBER: _ClassVar[int]
+    artifact_keys: _containers.RepeatedScalarFieldContainer[str]
+    all_dead: bool
+    def __init__(self, artifact_keys: _Optional[_Iterable[str]] = ..., all_dead: bool = ...) -> None: ...
+
+class RetryJobsResponse(_message.Message):
+    __slots__ = ("builds",)
+    BUILDS_FIELD_NUMBER: _ClassVar[int]
+    builds: _containers.RepeatedCompositeFieldContainer[Build]
+    def __init__(self, builds: _Optional[_Iterable[_Union[Build, _Mapping]]] = ...) -> None: ...
+
+class ListWorkersRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListWorkersResponse(_message.Message):
+    __slots__ = ("workers",)
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    workers: _containers.RepeatedCompositeFieldContainer[Worker]
+    def __init__(self, workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ...) -> None: ...
+
+class Worker(_message.Message):
+    __slots__ = ("id", "hardware_class", "engines", "toolchain", "emulates", "concurrency", "draining", "last_seen_ms", "now_ms", "builds")
+    class ToolchainEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    ID_FIELD_NUMBER: _ClassVar[int]
+    HARDWARE_CLASS_FIELD_NUMBER: _ClassVar[int]
+    ENGINES_FIELD_NUMBER: _ClassVar[int]
+    TOOLCHAIN_FIELD_NUMBER: _ClassVar[int]
+    EMULATES_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENCY_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_MS_FIELD_NUMBER: _ClassVar[int]
+    NOW_MS_FIELD_NUMBER: _ClassVar[int]
+    BUILDS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    hardware_class: str
+    engines: _containers.RepeatedScalarFieldContainer[str]
+    toolchain: _containers.ScalarMap[str, str]
+    emulates: _containers.RepeatedScalarFieldContainer[str]
+    concurrency: int
+    draining: bool
+    last_seen_ms: int
+    now_ms: int
+    builds: _containers.RepeatedCompositeFieldContainer[Build]
+    def __init__(self, id: _Optional[str] = ..., hardware_class: _Optional[str] = ..., engines: _Optional[_Iterable[str]] = ..., toolchain: _Optional[_Mapping[str, str]] = ..., emulates: _Optional[_Iterable[str]] = ..., concurrency: _Optional[int] = ..., draining: bool = ..., last_seen_ms: _Optional[int] = ..., now_ms: _Optional[int] = ..., builds: _Optional[_Iterable[_Union[Build, _Mapping]]] = ...) -> None: ...
 
 class ListStaleRequest(_message.Message):
     __slots__ = ("model", "version")

@@ -39,6 +39,11 @@ class CompilerStub(object):
                 request_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.CompileRequest.SerializeToString,
                 response_deserializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.BuildEvent.FromString,
                 _registered_method=True)
+        self.WatchBuilds = channel.unary_stream(
+                '/dovetail.v1.Compiler/WatchBuilds',
+                request_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.WatchBuildsRequest.SerializeToString,
+                response_deserializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.BuildEvent.FromString,
+                _registered_method=True)
         self.GetBuild = channel.unary_unary(
                 '/dovetail.v1.Compiler/GetBuild',
                 request_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.GetBuildRequest.SerializeToString,
@@ -64,6 +69,21 @@ class CompilerStub(object):
                 request_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.CancelBuildRequest.SerializeToString,
                 response_deserializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.Build.FromString,
                 _registered_method=True)
+        self.ListJobs = channel.unary_unary(
+                '/dovetail.v1.Compiler/ListJobs',
+                request_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListJobsRequest.SerializeToString,
+                response_deserializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListJobsResponse.FromString,
+                _registered_method=True)
+        self.RetryJobs = channel.unary_unary(
+                '/dovetail.v1.Compiler/RetryJobs',
+                request_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.RetryJobsRequest.SerializeToString,
+                response_deserializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.RetryJobsResponse.FromString,
+                _registered_method=True)
+        self.ListWorkers = channel.unary_unary(
+                '/dovetail.v1.Compiler/ListWorkers',
+                request_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListWorkersRequest.SerializeToString,
+                response_deserializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListWorkersResponse.FromString,
+                _registered_method=True)
 
 
 class CompilerServicer(object):
@@ -83,14 +103,27 @@ class CompilerServicer(object):
         UNIMPLEMENTED: a recipe was named whose engine cannot run the model; the text names the operators.
         FAILED_PRECONDITION: a recipe that needs calibration samples was named and the model has none, or the machine can use
         no recipe at all. RESOURCE_EXHAUSTED: more than 256 recipes named.
-        UNAVAILABLE: also if no fingerprint was given and no worker is alive.
+        UNAVAILABLE: also if no fingerprint was given and no worker is alive; and when the service stops, or Redis does, while
+        the stream is open: the builds go on, and WatchBuilds, or the same request with `after_event_id`, resumes it.
+        The stream tells every ordered build once before it tells any change; BuildEvent.builds says how many those are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchBuilds(self, request, context):
+        """Follow builds without ordering any: first the state of each, then every change, until all have ended. With
+        `after_event_id` first what happened since then, unless that was very much (2000 events of all builds), and the state of
+        those that nothing was told about. Any number may watch; one that reads slowly is told the newest state of each build
+        and not every step. NOT_FOUND: there is no such build, or its record was lost with Redis' data: order it again.
+        INVALID_ARGUMENT: no key, more than 1024, or an event id that is none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetBuild(self, request, context):
-        """NOT_FOUND: no such build.
+        """With the end of the compiler's log. NOT_FOUND: no such build.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,12 +160,41 @@ class CompilerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListJobs(self, request, context):
+        """The queue: jobs that run, then those that wait in the order in which they would be taken, then orders that no worker
+        covers; or the dead ones, the newest first. Builds that ended well are in ListBuilds only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryJobs(self, request, context):
+        """Order jobs again that failed or were cancelled, as they were ordered, with all attempts before them: named ones, or
+        all dead ones. NOT_FOUND: no such job. FAILED_PRECONDITION: a named one has not ended, or is ready.
+        INVALID_ARGUMENT: neither keys nor all_dead, or both.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListWorkers(self, request, context):
+        """Live workers by id: what they can build and what they build.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CompilerServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Compile': grpc.unary_stream_rpc_method_handler(
                     servicer.Compile,
                     request_deserializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.CompileRequest.FromString,
+                    response_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.BuildEvent.SerializeToString,
+            ),
+            'WatchBuilds': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchBuilds,
+                    request_deserializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.WatchBuildsRequest.FromString,
                     response_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.BuildEvent.SerializeToString,
             ),
             'GetBuild': grpc.unary_unary_rpc_method_handler(
@@ -159,6 +221,21 @@ def add_CompilerServicer_to_server(servicer, server):
                     servicer.CancelBuild,
                     request_deserializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.CancelBuildRequest.FromString,
                     response_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.Build.SerializeToString,
+            ),
+            'ListJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobs,
+                    request_deserializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListJobsRequest.FromString,
+                    response_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListJobsResponse.SerializeToString,
+            ),
+            'RetryJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryJobs,
+                    request_deserializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.RetryJobsRequest.FromString,
+                    response_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.RetryJobsResponse.SerializeToString,
+            ),
+            'ListWorkers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWorkers,
+                    request_deserializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListWorkersRequest.FromString,
+                    response_serializer=dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListWorkersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -187,6 +264,33 @@ class Compiler(object):
             target,
             '/dovetail.v1.Compiler/Compile',
             dovetail_dot_pb_dot_v1_dot_compiler__pb2.CompileRequest.SerializeToString,
+            dovetail_dot_pb_dot_v1_dot_compiler__pb2.BuildEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchBuilds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/dovetail.v1.Compiler/WatchBuilds',
+            dovetail_dot_pb_dot_v1_dot_compiler__pb2.WatchBuildsRequest.SerializeToString,
             dovetail_dot_pb_dot_v1_dot_compiler__pb2.BuildEvent.FromString,
             options,
             channel_credentials,
@@ -323,6 +427,87 @@ class Compiler(object):
             '/dovetail.v1.Compiler/CancelBuild',
             dovetail_dot_pb_dot_v1_dot_compiler__pb2.CancelBuildRequest.SerializeToString,
             dovetail_dot_pb_dot_v1_dot_compiler__pb2.Build.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dovetail.v1.Compiler/ListJobs',
+            dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListJobsRequest.SerializeToString,
+            dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dovetail.v1.Compiler/RetryJobs',
+            dovetail_dot_pb_dot_v1_dot_compiler__pb2.RetryJobsRequest.SerializeToString,
+            dovetail_dot_pb_dot_v1_dot_compiler__pb2.RetryJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListWorkers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dovetail.v1.Compiler/ListWorkers',
+            dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListWorkersRequest.SerializeToString,
+            dovetail_dot_pb_dot_v1_dot_compiler__pb2.ListWorkersResponse.FromString,
             options,
             channel_credentials,
             insecure,

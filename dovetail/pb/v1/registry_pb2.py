@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from dovetail.pb.v1 import types_pb2 as dovetail_dot_pb_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64ovetail/pb/v1/registry.proto\x12\x0b\x64ovetail.v1\x1a\x1a\x64ovetail/pb/v1/types.proto\"a\n\x08PushFile\x12#\n\x04role\x18\x01 \x01(\x0e\x32\x15.dovetail.v1.FileRole\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"\xe9\x01\n\x0e\x41\x63\x63uracyPolicy\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x13\n\x0blabel_array\x18\x02 \x01(\t\x12\x1c\n\x0fmax_metric_drop\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06output\x18\x04 \x01(\t\x12?\n\ntolerances\x18\x05 \x03(\x0b\x32+.dovetail.v1.AccuracyPolicy.TolerancesEntry\x1a\x31\n\x0fTolerancesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x12\n\x10_max_metric_drop\"P\n\x08\x44imRange\x12\r\n\x05input\x18\x01 \x01(\t\x12\x0c\n\x04\x61xis\x18\x02 \x01(\x03\x12\x0b\n\x03min\x18\x03 \x01(\x03\x12\r\n\x05usual\x18\x04 \x01(\x03\x12\x0b\n\x03max\x18\x05 \x01(\x03\"C\n\x0fOperatorSupport\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05level\x18\x02 \x01(\t\x12\x11\n\toperators\x18\x03 \x03(\t\"\xf9\x01\n\nPushHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x15.dovetail.v1.PushFile\x12+\n\x06policy\x18\x03 \x01(\x0b\x32\x1b.dovetail.v1.AccuracyPolicy\x12%\n\x06ranges\x18\x04 \x03(\x0b\x32\x15.dovetail.v1.DimRange\x12\x30\n\x0f\x65xpected_inputs\x18\x05 \x03(\x0b\x32\x17.dovetail.v1.TensorSpec\x12\x31\n\x10\x65xpected_outputs\x18\x06 \x03(\x0b\x32\x17.dovetail.v1.TensorSpec\"U\n\x10PushModelRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.dovetail.v1.PushHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"V\n\x11PushModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.dovetail.v1.Model\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12\r\n\x05notes\x18\x03 \x03(\t\"\xcd\x04\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x14\n\x0cmodel_digest\x18\x03 \x01(\t\x12\x13\n\x0b\x66ile_digest\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\r\n\x05opset\x18\x06 \x01(\x03\x12\x12\n\nir_version\x18\x07 \x01(\x03\x12\'\n\x06inputs\x18\x08 \x03(\x0b\x32\x17.dovetail.v1.TensorSpec\x12(\n\x07outputs\x18\t \x03(\x0b\x32\x17.dovetail.v1.TensorSpec\x12\x1b\n\x13\x63\x61libration_samples\x18\n \x01(\x03\x12\x1a\n\x12validation_samples\x18\x0b \x01(\x03\x12\x10\n\x08labelled\x18\x0c \x01(\x08\x12+\n\x06policy\x18\r \x01(\x0b\x32\x1b.dovetail.v1.AccuracyPolicy\x12\x0f\n\x07\x61liases\x18\x0e \x03(\t\x12\x15\n\rcreated_at_ms\x18\x0f \x01(\x03\x12\x17\n\x0fparameter_bytes\x18\x10 \x01(\x04\x12\x11\n\toperators\x18\x11 \x03(\t\x12-\n\x07support\x18\x12 \x03(\x0b\x32\x1c.dovetail.v1.OperatorSupport\x12%\n\x06ranges\x18\x13 \x03(\x0b\x32\x15.dovetail.v1.DimRange\x12\r\n\x05notes\x18\x14 \x03(\t\x12\x0f\n\x07program\x18\x15 \x01(\t\x12.\n\x0c\x65xport_check\x18\x16 \x01(\x0b\x32\x18.dovetail.v1.ExportCheck\"j\n\x0b\x45xportCheck\x12\x0f\n\x07samples\x18\x01 \x01(\x03\x12\x12\n\nmin_cosine\x18\x02 \x01(\x01\x12\x0e\n\x06snr_db\x18\x03 \x01(\x01\x12\x11\n\tmax_error\x18\x04 \x01(\x01\x12\x13\n\x0b\x65xported_by\x18\x05 \x01(\t\"?\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05\x61lias\x18\x03 \x01(\t\"!\n\x11ListModelsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.dovetail.v1.Model\"?\n\x0fSetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\"3\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"/\n\x13\x44\x65leteModelResponse\x12\x18\n\x10versions_deleted\x18\x01 \x01(\x03*\xd3\x01\n\x08\x46ileRole\x12\x19\n\x15\x46ILE_ROLE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46ILE_ROLE_MODEL\x10\x01\x12\x1b\n\x17\x46ILE_ROLE_EXTERNAL_DATA\x10\x02\x12\x19\n\x15\x46ILE_ROLE_CALIBRATION\x10\x03\x12\x18\n\x14\x46ILE_ROLE_VALIDATION\x10\x04\x12\x15\n\x11\x46ILE_ROLE_WEIGHTS\x10\x05\x12\x15\n\x11\x46ILE_ROLE_PROGRAM\x10\x06\x12\x17\n\x13\x46ILE_ROLE_REFERENCE\x10\x07\x32\xfa\x02\n\rModelRegistry\x12L\n\tPushModel\x12\x1d.dovetail.v1.PushModelRequest\x1a\x1e.dovetail.v1.PushModelResponse(\x01\x12<\n\x08GetModel\x12\x1c.dovetail.v1.GetModelRequest\x1a\x12.dovetail.v1.Model\x12M\n\nListModels\x12\x1e.dovetail.v1.ListModelsRequest\x1a\x1f.dovetail.v1.ListModelsResponse\x12<\n\x08SetAlias\x12\x1c.dovetail.v1.SetAliasRequest\x1a\x12.dovetail.v1.Model\x12P\n\x0b\x44\x65leteModel\x12\x1f.dovetail.v1.DeleteModelRequest\x1a .dovetail.v1.DeleteModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x64ovetail/pb/v1/registry.proto\x12\x0b\x64ovetail.v1\x1a\x1a\x64ovetail/pb/v1/types.proto\"a\n\x08PushFile\x12#\n\x04role\x18\x01 \x01(\x0e\x32\x15.dovetail.v1.FileRole\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"\xe9\x01\n\x0e\x41\x63\x63uracyPolicy\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x13\n\x0blabel_array\x18\x02 \x01(\t\x12\x1c\n\x0fmax_metric_drop\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06output\x18\x04 \x01(\t\x12?\n\ntolerances\x18\x05 \x03(\x0b\x32+.dovetail.v1.AccuracyPolicy.TolerancesEntry\x1a\x31\n\x0fTolerancesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x12\n\x10_max_metric_drop\"P\n\x08\x44imRange\x12\r\n\x05input\x18\x01 \x01(\t\x12\x0c\n\x04\x61xis\x18\x02 \x01(\x03\x12\x0b\n\x03min\x18\x03 \x01(\x03\x12\r\n\x05usual\x18\x04 \x01(\x03\x12\x0b\n\x03max\x18\x05 \x01(\x03\"C\n\x0fOperatorSupport\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\r\n\x05level\x18\x02 \x01(\t\x12\x11\n\toperators\x18\x03 \x03(\t\"\x89\x02\n\nPushHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12$\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x15.dovetail.v1.PushFile\x12+\n\x06policy\x18\x03 \x01(\x0b\x32\x1b.dovetail.v1.AccuracyPolicy\x12%\n\x06ranges\x18\x04 \x03(\x0b\x32\x15.dovetail.v1.DimRange\x12\x30\n\x0f\x65xpected_inputs\x18\x05 \x03(\x0b\x32\x17.dovetail.v1.TensorSpec\x12\x31\n\x10\x65xpected_outputs\x18\x06 \x03(\x0b\x32\x17.dovetail.v1.TensorSpec\x12\x0e\n\x06tenant\x18\x07 \x01(\t\"U\n\x10PushModelRequest\x12)\n\x06header\x18\x01 \x01(\x0b\x32\x17.dovetail.v1.PushHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"V\n\x11PushModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.dovetail.v1.Model\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\x12\r\n\x05notes\x18\x03 \x03(\t\"\xcd\x04\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x14\n\x0cmodel_digest\x18\x03 \x01(\t\x12\x13\n\x0b\x66ile_digest\x18\x04 \x01(\t\x12\x12\n\nsize_bytes\x18\x05 \x01(\x04\x12\r\n\x05opset\x18\x06 \x01(\x03\x12\x12\n\nir_version\x18\x07 \x01(\x03\x12\'\n\x06inputs\x18\x08 \x03(\x0b\x32\x17.dovetail.v1.TensorSpec\x12(\n\x07outputs\x18\t \x03(\x0b\x32\x17.dovetail.v1.TensorSpec\x12\x1b\n\x13\x63\x61libration_samples\x18\n \x01(\x03\x12\x1a\n\x12validation_samples\x18\x0b \x01(\x03\x12\x10\n\x08labelled\x18\x0c \x01(\x08\x12+\n\x06policy\x18\r \x01(\x0b\x32\x1b.dovetail.v1.AccuracyPolicy\x12\x0f\n\x07\x61liases\x18\x0e \x03(\t\x12\x15\n\rcreated_at_ms\x18\x0f \x01(\x03\x12\x17\n\x0fparameter_bytes\x18\x10 \x01(\x04\x12\x11\n\toperators\x18\x11 \x03(\t\x12-\n\x07support\x18\x12 \x03(\x0b\x32\x1c.dovetail.v1.OperatorSupport\x12%\n\x06ranges\x18\x13 \x03(\x0b\x32\x15.dovetail.v1.DimRange\x12\r\n\x05notes\x18\x14 \x03(\t\x12\x0f\n\x07program\x18\x15 \x01(\t\x12.\n\x0c\x65xport_check\x18\x16 \x01(\x0b\x32\x18.dovetail.v1.ExportCheck\"j\n\x0b\x45xportCheck\x12\x0f\n\x07samples\x18\x01 \x01(\x03\x12\x12\n\nmin_cosine\x18\x02 \x01(\x01\x12\x0e\n\x06snr_db\x18\x03 \x01(\x01\x12\x11\n\tmax_error\x18\x04 \x01(\x01\x12\x13\n\x0b\x65xported_by\x18\x05 \x01(\t\"?\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\r\n\x05\x61lias\x18\x03 \x01(\t\"!\n\x11ListModelsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"8\n\x12ListModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.dovetail.v1.Model\"?\n\x0fSetAliasRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x61lias\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\"3\n\x12\x44\x65leteModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"/\n\x13\x44\x65leteModelResponse\x12\x18\n\x10versions_deleted\x18\x01 \x01(\x03*\xd3\x01\n\x08\x46ileRole\x12\x19\n\x15\x46ILE_ROLE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x46ILE_ROLE_MODEL\x10\x01\x12\x1b\n\x17\x46ILE_ROLE_EXTERNAL_DATA\x10\x02\x12\x19\n\x15\x46ILE_ROLE_CALIBRATION\x10\x03\x12\x18\n\x14\x46ILE_ROLE_VALIDATION\x10\x04\x12\x15\n\x11\x46ILE_ROLE_WEIGHTS\x10\x05\x12\x15\n\x11\x46ILE_ROLE_PROGRAM\x10\x06\x12\x17\n\x13\x46ILE_ROLE_REFERENCE\x10\x07\x32\xfa\x02\n\rModelRegistry\x12L\n\tPushModel\x12\x1d.dovetail.v1.PushModelRequest\x1a\x1e.dovetail.v1.PushModelResponse(\x01\x12<\n\x08GetModel\x12\x1c.dovetail.v1.GetModelRequest\x1a\x12.dovetail.v1.Model\x12M\n\nListModels\x12\x1e.dovetail.v1.ListModelsRequest\x1a\x1f.dovetail.v1.ListModelsResponse\x12<\n\x08SetAlias\x12\x1c.dovetail.v1.SetAliasRequest\x1a\x12.dovetail.v1.Model\x12P\n\x0b\x44\x65leteModel\x12\x1f.dovetail.v1.DeleteModelRequest\x1a .dovetail.v1.DeleteModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ACCURACYPOLICY_TOLERANCESENTRY']._loaded_options = None
   _globals['_ACCURACYPOLICY_TOLERANCESENTRY']._serialized_options = b'8\001'
-  _globals['_FILEROLE']._serialized_start=2013
-  _globals['_FILEROLE']._serialized_end=2224
+  _globals['_FILEROLE']._serialized_start=2029
+  _globals['_FILEROLE']._serialized_end=2240
   _globals['_PUSHFILE']._serialized_start=74
   _globals['_PUSHFILE']._serialized_end=171
   _globals['_ACCURACYPOLICY']._serialized_start=174
@@ -47,27 +47,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPERATORSUPPORT']._serialized_start=491
   _globals['_OPERATORSUPPORT']._serialized_end=558
   _globals['_PUSHHEADER']._serialized_start=561
-  _globals['_PUSHHEADER']._serialized_end=810
-  _globals['_PUSHMODELREQUEST']._serialized_start=812
-  _globals['_PUSHMODELREQUEST']._serialized_end=897
-  _globals['_PUSHMODELRESPONSE']._serialized_start=899
-  _globals['_PUSHMODELRESPONSE']._serialized_end=985
-  _globals['_MODEL']._serialized_start=988
-  _globals['_MODEL']._serialized_end=1577
-  _globals['_EXPORTCHECK']._serialized_start=1579
-  _globals['_EXPORTCHECK']._serialized_end=1685
-  _globals['_GETMODELREQUEST']._serialized_start=1687
-  _globals['_GETMODELREQUEST']._serialized_end=1750
-  _globals['_LISTMODELSREQUEST']._serialized_start=1752
-  _globals['_LISTMODELSREQUEST']._serialized_end=1785
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1787
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1843
-  _globals['_SETALIASREQUEST']._serialized_start=1845
-  _globals['_SETALIASREQUEST']._serialized_end=1908
-  _globals['_DELETEMODELREQUEST']._serialized_start=1910
-  _globals['_DELETEMODELREQUEST']._serialized_end=1961
-  _globals['_DELETEMODELRESPONSE']._serialized_start=1963
-  _globals['_DELETEMODELRESPONSE']._serialized_end=2010
-  _globals['_MODELREGISTRY']._serialized_start=2227
-  _globals['_MODELREGISTRY']._serialized_end=2605
+  _globals['_PUSHHEADER']._serialized_end=826
+  _globals['_PUSHMODELREQUEST']._serialized_start=828
+  _globals['_PUSHMODELREQUEST']._serialized_end=913
+  _globals['_PUSHMODELRESPONSE']._serialized_start=915
+  _globals['_PUSHMODELRESPONSE']._serialized_end=1001
+  _globals['_MODEL']._serialized_start=1004
+  _globals['_MODEL']._serialized_end=1593
+  _globals['_EXPORTCHECK']._serialized_start=1595
+  _globals['_EXPORTCHECK']._serialized_end=1701
+  _globals['_GETMODELREQUEST']._serialized_start=1703
+  _globals['_GETMODELREQUEST']._serialized_end=1766
+  _globals['_LISTMODELSREQUEST']._serialized_start=1768
+  _globals['_LISTMODELSREQUEST']._serialized_end=1801
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1803
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1859
+  _globals['_SETALIASREQUEST']._serialized_start=1861
+  _globals['_SETALIASREQUEST']._serialized_end=1924
+  _globals['_DELETEMODELREQUEST']._serialized_start=1926
+  _globals['_DELETEMODELREQUEST']._serialized_end=1977
+  _globals['_DELETEMODELRESPONSE']._serialized_start=1979
+  _globals['_DELETEMODELRESPONSE']._serialized_end=2026
+  _globals['_MODELREGISTRY']._serialized_start=2243
+  _globals['_MODELREGISTRY']._serialized_end=2621
 # @@protoc_insertion_point(module_scope)

@@ -85,20 +85,22 @@ class OperatorSupport(_message.Message):
     def __init__(self, engine: _Optional[str] = ..., level: _Optional[str] = ..., operators: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PushHeader(_message.Message):
-    __slots__ = ("name", "files", "policy", "ranges", "expected_inputs", "expected_outputs")
+    __slots__ = ("name", "files", "policy", "ranges", "expected_inputs", "expected_outputs", "tenant")
     NAME_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     RANGES_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_INPUTS_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     name: str
     files: _containers.RepeatedCompositeFieldContainer[PushFile]
     policy: AccuracyPolicy
     ranges: _containers.RepeatedCompositeFieldContainer[DimRange]
     expected_inputs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TensorSpec]
     expected_outputs: _containers.RepeatedCompositeFieldContainer[_types_pb2.TensorSpec]
-    def __init__(self, name: _Optional[str] = ..., files: _Optional[_Iterable[_Union[PushFile, _Mapping]]] = ..., policy: _Optional[_Union[AccuracyPolicy, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[DimRange, _Mapping]]] = ..., expected_inputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., expected_outputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ...) -> None: ...
+    tenant: str
+    def __init__(self, name: _Optional[str] = ..., files: _Optional[_Iterable[_Union[PushFile, _Mapping]]] = ..., policy: _Optional[_Union[AccuracyPolicy, _Mapping]] = ..., ranges: _Optional[_Iterable[_Union[DimRange, _Mapping]]] = ..., expected_inputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., expected_outputs: _Optional[_Iterable[_Union[_types_pb2.TensorSpec, _Mapping]]] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class PushModelRequest(_message.Message):
     __slots__ = ("header", "data")

@@ -70,7 +70,8 @@ class ModelRegistryServicer(object):
         INVALID_ARGUMENT: not ONNX, truncated, a size or digest that does not match, samples that do not fit the
         signature, calibration that overlaps validation, external data that leaves its folder, a signature other than
         the expected one, a policy that does not fit the outputs.
-        RESOURCE_EXHAUSTED: over a size, node or element limit, or no room.
+        RESOURCE_EXHAUSTED: over a size, node or element limit, over the tenant's quota (told before a byte of a file is
+        taken; the text names tenant, use and limit), or no room.
         UNIMPLEMENTED: an opset or operator that no backend supports.
         Nothing is registered unless the reply says so.
         """
@@ -100,7 +101,8 @@ class ModelRegistryServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Remove a version (or all) from the index, with its artifacts. NOT_FOUND: no such model or version.
+        """Remove a version (or all) from the index, with its artifacts; what their files take is freed by a collection (see
+        Store.Collect), that of artifacts after the grace. NOT_FOUND: no such model or version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

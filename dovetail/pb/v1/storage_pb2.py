@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from dovetail.pb.v1 import compiler_pb2 as dovetail_dot_pb_dot_v1_dot_compiler__pb2
 from dovetail.pb.v1 import registry_pb2 as dovetail_dot_pb_dot_v1_dot_registry__pb2
 from dovetail.pb.v1 import types_pb2 as dovetail_dot_pb_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64ovetail/pb/v1/storage.proto\x12\x0b\x64ovetail.v1\x1a\x1d\x64ovetail/pb/v1/registry.proto\x1a\x1a\x64ovetail/pb/v1/types.proto\"1\n\x0bStoredChunk\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\x8d\x01\n\nStoredFile\x12#\n\x04role\x18\x01 \x01(\x0e\x32\x15.dovetail.v1.FileRole\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12(\n\x06\x63hunks\x18\x05 \x03(\x0b\x32\x18.dovetail.v1.StoredChunk\"\x8f\x01\n\x0bModelRecord\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.dovetail.v1.Model\x12&\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x17.dovetail.v1.StoredFile\x12\x1a\n\x12\x63\x61libration_digest\x18\x03 \x01(\t\x12\x19\n\x11validation_digest\x18\x04 \x01(\t\"\xbe\x03\n\x08\x42uildJob\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12#\n\x06recipe\x18\x04 \x01(\x0b\x32\x13.dovetail.v1.Recipe\x12\x16\n\x0ehardware_class\x18\x05 \x01(\t\x12\x1f\n\x17target_fingerprint_json\x18\x06 \x01(\x0c\x12\x15\n\rcontract_json\x18\x07 \x01(\x0c\x12\x0e\n\x06\x65ngine\x18\x08 \x01(\t\x12\x0c\n\x04\x61rch\x18\t \x01(\t\x12\x37\n\ttoolchain\x18\n \x03(\x0b\x32$.dovetail.v1.BuildJob.ToolchainEntry\x12\x11\n\temulation\x18\x0b \x01(\t\x12\x18\n\x10measure_budget_s\x18\x0c \x01(\x01\x12)\n\tobjective\x18\r \x01(\x0e\x32\x16.dovetail.v1.Objective\x12\x11\n\tisa_class\x18\x0e \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x0f \x01(\t\x1a\x30\n\x0eToolchainEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"u\n\tEmulation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tisa_class\x18\x02 \x01(\t\x12\x0c\n\x04\x61rch\x18\x03 \x01(\t\x12\x14\n\x0c\x63pu_features\x18\x04 \x03(\t\x12\x0f\n\x07\x65ngines\x18\x05 \x03(\t\x12\x12\n\nprecisions\x18\x06 \x03(\t\"\x8c\x02\n\x0cWorkerRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x18\n\x10\x66ingerprint_json\x18\x02 \x01(\x0c\x12\x0f\n\x07\x65ngines\x18\x03 \x03(\t\x12;\n\ttoolchain\x18\x04 \x03(\x0b\x32(.dovetail.v1.WorkerRecord.ToolchainEntry\x12\x14\n\x0clast_seen_ms\x18\x05 \x01(\x03\x12\x16\n\x0ehardware_class\x18\x06 \x01(\t\x12(\n\x08\x65mulates\x18\x07 \x03(\x0b\x32\x16.dovetail.v1.Emulation\x1a\x30\n\x0eToolchainEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x64ovetail/pb/v1/storage.proto\x12\x0b\x64ovetail.v1\x1a\x1d\x64ovetail/pb/v1/compiler.proto\x1a\x1d\x64ovetail/pb/v1/registry.proto\x1a\x1a\x64ovetail/pb/v1/types.proto\"1\n\x0bStoredChunk\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"\x8d\x01\n\nStoredFile\x12#\n\x04role\x18\x01 \x01(\x0e\x32\x15.dovetail.v1.FileRole\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12(\n\x06\x63hunks\x18\x05 \x03(\x0b\x32\x18.dovetail.v1.StoredChunk\"\x9f\x01\n\x0bModelRecord\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.dovetail.v1.Model\x12&\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x17.dovetail.v1.StoredFile\x12\x1a\n\x12\x63\x61libration_digest\x18\x03 \x01(\t\x12\x19\n\x11validation_digest\x18\x04 \x01(\t\x12\x0e\n\x06tenant\x18\x05 \x01(\t\"\xec\x03\n\x08\x42uildJob\x12\x14\n\x0c\x61rtifact_key\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12#\n\x06recipe\x18\x04 \x01(\x0b\x32\x13.dovetail.v1.Recipe\x12\x16\n\x0ehardware_class\x18\x05 \x01(\t\x12\x1f\n\x17target_fingerprint_json\x18\x06 \x01(\x0c\x12\x15\n\rcontract_json\x18\x07 \x01(\x0c\x12\x0e\n\x06\x65ngine\x18\x08 \x01(\t\x12\x0c\n\x04\x61rch\x18\t \x01(\t\x12\x37\n\ttoolchain\x18\n \x03(\x0b\x32$.dovetail.v1.BuildJob.ToolchainEntry\x12\x11\n\temulation\x18\x0b \x01(\t\x12\x18\n\x10measure_budget_s\x18\x0c \x01(\x01\x12)\n\tobjective\x18\r \x01(\x0e\x32\x16.dovetail.v1.Objective\x12\x11\n\tisa_class\x18\x0e \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x0f \x01(\t\x12,\n\x08priority\x18\x10 \x01(\x0e\x32\x1a.dovetail.v1.BuildPriority\x1a\x30\n\x0eToolchainEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"4\n\x0ePendingPublish\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x10\n\x08\x65nvelope\x18\x02 \x01(\x0c\"u\n\tEmulation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tisa_class\x18\x02 \x01(\t\x12\x0c\n\x04\x61rch\x18\x03 \x01(\t\x12\x14\n\x0c\x63pu_features\x18\x04 \x03(\t\x12\x0f\n\x07\x65ngines\x18\x05 \x03(\t\x12\x12\n\nprecisions\x18\x06 \x03(\t\"\xb3\x02\n\x0cWorkerRecord\x12\n\n\x02id\x18\x01 \x01(\t\x12\x18\n\x10\x66ingerprint_json\x18\x02 \x01(\x0c\x12\x0f\n\x07\x65ngines\x18\x03 \x03(\t\x12;\n\ttoolchain\x18\x04 \x03(\x0b\x32(.dovetail.v1.WorkerRecord.ToolchainEntry\x12\x14\n\x0clast_seen_ms\x18\x05 \x01(\x03\x12\x16\n\x0ehardware_class\x18\x06 \x01(\t\x12(\n\x08\x65mulates\x18\x07 \x03(\x0b\x32\x16.dovetail.v1.Emulation\x12\x13\n\x0b\x63oncurrency\x18\x08 \x01(\x05\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x1a\x30\n\x0eToolchainEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,20 +38,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BUILDJOB_TOOLCHAINENTRY']._serialized_options = b'8\001'
   _globals['_WORKERRECORD_TOOLCHAINENTRY']._loaded_options = None
   _globals['_WORKERRECORD_TOOLCHAINENTRY']._serialized_options = b'8\001'
-  _globals['_STOREDCHUNK']._serialized_start=104
-  _globals['_STOREDCHUNK']._serialized_end=153
-  _globals['_STOREDFILE']._serialized_start=156
-  _globals['_STOREDFILE']._serialized_end=297
-  _globals['_MODELRECORD']._serialized_start=300
-  _globals['_MODELRECORD']._serialized_end=443
-  _globals['_BUILDJOB']._serialized_start=446
-  _globals['_BUILDJOB']._serialized_end=892
-  _globals['_BUILDJOB_TOOLCHAINENTRY']._serialized_start=844
-  _globals['_BUILDJOB_TOOLCHAINENTRY']._serialized_end=892
-  _globals['_EMULATION']._serialized_start=894
-  _globals['_EMULATION']._serialized_end=1011
-  _globals['_WORKERRECORD']._serialized_start=1014
-  _globals['_WORKERRECORD']._serialized_end=1282
-  _globals['_WORKERRECORD_TOOLCHAINENTRY']._serialized_start=844
-  _globals['_WORKERRECORD_TOOLCHAINENTRY']._serialized_end=892
+  _globals['_STOREDCHUNK']._serialized_start=135
+  _globals['_STOREDCHUNK']._serialized_end=184
+  _globals['_STOREDFILE']._serialized_start=187
+  _globals['_STOREDFILE']._serialized_end=328
+  _globals['_MODELRECORD']._serialized_start=331
+  _globals['_MODELRECORD']._serialized_end=490
+  _globals['_BUILDJOB']._serialized_start=493
+  _globals['_BUILDJOB']._serialized_end=985
+  _globals['_BUILDJOB_TOOLCHAINENTRY']._serialized_start=937
+  _globals['_BUILDJOB_TOOLCHAINENTRY']._serialized_end=985
+  _globals['_PENDINGPUBLISH']._serialized_start=987
+  _globals['_PENDINGPUBLISH']._serialized_end=1039
+  _globals['_EMULATION']._serialized_start=1041
+  _globals['_EMULATION']._serialized_end=1158
+  _globals['_WORKERRECORD']._serialized_start=1161
+  _globals['_WORKERRECORD']._serialized_end=1468
+  _globals['_WORKERRECORD_TOOLCHAINENTRY']._serialized_start=937
+  _globals['_WORKERRECORD_TOOLCHAINENTRY']._serialized_end=985
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from dovetail.pb.v1 import compiler_pb2 as _compiler_pb2
 from dovetail.pb.v1 import registry_pb2 as _registry_pb2
 from dovetail.pb.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
@@ -31,19 +32,21 @@ class StoredFile(_message.Message):
     def __init__(self, role: _Optional[_Union[_registry_pb2.FileRole, str]] = ..., name: _Optional[str] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., chunks: _Optional[_Iterable[_Union[StoredChunk, _Mapping]]] = ...) -> None: ...
 
 class ModelRecord(_message.Message):
-    __slots__ = ("model", "files", "calibration_digest", "validation_digest")
+    __slots__ = ("model", "files", "calibration_digest", "validation_digest", "tenant")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_DIGEST_FIELD_NUMBER: _ClassVar[int]
     VALIDATION_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     model: _registry_pb2.Model
     files: _containers.RepeatedCompositeFieldContainer[StoredFile]
     calibration_digest: str
     validation_digest: str
-    def __init__(self, model: _Optional[_Union[_registry_pb2.Model, _Mapping]] = ..., files: _Optional[_Iterable[_Union[StoredFile, _Mapping]]] = ..., calibration_digest: _Optional[str] = ..., validation_digest: _Optional[str] = ...) -> None: ...
+    tenant: str
+    def __init__(self, model: _Optional[_Union[_registry_pb2.Model, _Mapping]] = ..., files: _Optional[_Iterable[_Union[StoredFile, _Mapping]]] = ..., calibration_digest: _Optional[str] = ..., validation_digest: _Optional[str] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class BuildJob(_message.Message):
-    __slots__ = ("artifact_key", "model", "version", "recipe", "hardware_class", "target_fingerprint_json", "contract_json", "engine", "arch", "toolchain", "emulation", "measure_budget_s", "objective", "isa_class", "accelerator")
+    __slots__ = ("artifact_key", "model", "version", "recipe", "hardware_class", "target_fingerprint_json", "contract_json", "engine", "arch", "toolchain", "emulation", "measure_budget_s", "objective", "isa_class", "accelerator", "priority")
     class ToolchainEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +69,7 @@ class BuildJob(_message.Message):
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     ISA_CLASS_FIELD_NUMBER: _ClassVar[int]
     ACCELERATOR_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     artifact_key: str
     model: str
     version: int
@@ -81,7 +85,16 @@ class BuildJob(_message.Message):
     objective: _types_pb2.Objective
     isa_class: str
     accelerator: str
-    def __init__(self, artifact_key: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., recipe: _Optional[_Union[_types_pb2.Recipe, _Mapping]] = ..., hardware_class: _Optional[str] = ..., target_fingerprint_json: _Optional[bytes] = ..., contract_json: _Optional[bytes] = ..., engine: _Optional[str] = ..., arch: _Optional[str] = ..., toolchain: _Optional[_Mapping[str, str]] = ..., emulation: _Optional[str] = ..., measure_budget_s: _Optional[float] = ..., objective: _Optional[_Union[_types_pb2.Objective, str]] = ..., isa_class: _Optional[str] = ..., accelerator: _Optional[str] = ...) -> None: ...
+    priority: _compiler_pb2.BuildPriority
+    def __init__(self, artifact_key: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., recipe: _Optional[_Union[_types_pb2.Recipe, _Mapping]] = ..., hardware_class: _Optional[str] = ..., target_fingerprint_json: _Optional[bytes] = ..., contract_json: _Optional[bytes] = ..., engine: _Optional[str] = ..., arch: _Optional[str] = ..., toolchain: _Optional[_Mapping[str, str]] = ..., emulation: _Optional[str] = ..., measure_budget_s: _Optional[float] = ..., objective: _Optional[_Union[_types_pb2.Objective, str]] = ..., isa_class: _Optional[str] = ..., accelerator: _Optional[str] = ..., priority: _Optional[_Union[_compiler_pb2.BuildPriority, str]] = ...) -> None: ...
+
+class PendingPublish(_message.Message):
+    __slots__ = ("manifest", "envelope")
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    ENVELOPE_FIELD_NUMBER: _ClassVar[int]
+    manifest: bytes
+    envelope: bytes
+    def __init__(self, manifest: _Optional[bytes] = ..., envelope: _Optional[bytes] = ...) -> None: ...
 
 class Emulation(_message.Message):
     __slots__ = ("name", "isa_class", "arch", "cpu_features", "engines", "precisions")
@@ -100,7 +113,7 @@ class Emulation(_message.Message):
     def __init__(self, name: _Optional[str] = ..., isa_class: _Optional[str] = ..., arch: _Optional[str] = ..., cpu_features: _Optional[_Iterable[str]] = ..., engines: _Optional[_Iterable[str]] = ..., precisions: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WorkerRecord(_message.Message):
-    __slots__ = ("id", "fingerprint_json", "engines", "toolchain", "last_seen_ms", "hardware_class", "emulates")
+    __slots__ = ("id", "fingerprint_json", "engines", "toolchain", "last_seen_ms", "hardware_class", "emulates", "concurrency", "draining")
     class ToolchainEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -115,6 +128,8 @@ class WorkerRecord(_message.Message):
     LAST_SEEN_MS_FIELD_NUMBER: _ClassVar[int]
     HARDWARE_CLASS_FIELD_NUMBER: _ClassVar[int]
     EMULATES_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENCY_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
     id: str
     fingerprint_json: bytes
     engines: _containers.RepeatedScalarFieldContainer[str]
@@ -122,4 +137,6 @@ class WorkerRecord(_message.Message):
     last_seen_ms: int
     hardware_class: str
     emulates: _containers.RepeatedCompositeFieldContainer[Emulation]
-    def __init__(self, id: _Optional[str] = ..., fingerprint_json: _Optional[bytes] = ..., engines: _Optional[_Iterable[str]] = ..., toolchain: _Optional[_Mapping[str, str]] = ..., last_seen_ms: _Optional[int] = ..., hardware_class: _Optional[str] = ..., emulates: _Optional[_Iterable[_Union[Emulation, _Mapping]]] = ...) -> None: ...
+    concurrency: int
+    draining: bool
+    def __init__(self, id: _Optional[str] = ..., fingerprint_json: _Optional[bytes] = ..., engines: _Optional[_Iterable[str]] = ..., toolchain: _Optional[_Mapping[str, str]] = ..., last_seen_ms: _Optional[int] = ..., hardware_class: _Optional[str] = ..., emulates: _Optional[_Iterable[_Union[Emulation, _Mapping]]] = ..., concurrency: _Optional[int] = ..., draining: bool = ...) -> None: ...
