@@ -12,8 +12,19 @@ from runtime_svc.repository import IndexEntry, ModelState
 from runtime_svc.served_model import ModelFacts
 
 SERVER_NAME = "dovetail"
-EXTENSIONS = ("model_repository", "model_configuration", "statistics")
-"""Extensions of the protocol that work here; clients switch on them, so nothing else may be named."""
+EXTENSIONS = (
+    "classification",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "model_configuration",
+    "statistics",
+    "trace",
+    "logging",
+)
+"""Extensions of the protocol that always work here; clients switch on them, so nothing else may be named."""
+
+SYSTEM_SHARED_MEMORY = "system_shared_memory"
+"""Another one, where the operator allows it."""
 
 
 def server_version() -> str:
@@ -24,9 +35,9 @@ def server_version() -> str:
         return "0"
 
 
-def server_metadata() -> oip.ServerMetadataResponse:
+def server_metadata(extensions: Sequence[str]) -> oip.ServerMetadataResponse:
     """Name, version and extensions."""
-    return oip.ServerMetadataResponse(name=SERVER_NAME, version=server_version(), extensions=EXTENSIONS)
+    return oip.ServerMetadataResponse(name=SERVER_NAME, version=server_version(), extensions=extensions)
 
 
 def model_metadata(facts: ModelFacts, versions: Sequence[int]) -> oip.ModelMetadataResponse:

@@ -25,8 +25,8 @@ _TYPES: Mapping[str, tuple[str, ...]] = {
     "timeout": ("int64_param",),
     EMPTY_FINAL_RESPONSE: ("bool_param",),
 }
+_VERSION = "dovetail_version"
 _CUSTOM_TYPES = ("int64_param", "bool_param", "string_param", "double_param")
-_SHARED_MEMORY = "shared_memory_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,36 +57,29 @@ def read_request_options(parameters: Mapping[str, oip.InferParameter]) -> Reques
     return RequestOptions(queue_timeout_s=timeout_us / 1e6 if timeout_us else None)
 
 
-def check_tensor_parameters(tensor: str, parameters: Mapping[str, oip.InferParameter]) -> None:
-    """Refuse what would change a tensor's meaning and is not served here.
-
-    Raises:
-        UnsupportedError: Shared memory or classification is asked for.
-    """
-    for name in parameters:
-        if name.startswith(_SHARED_MEMORY):
-            raise UnsupportedError(
-                f"tensor '{tensor}' is in shared memory, which is not supported here; send its bytes"
-            )
-        if name == "classification":
-            raise UnsupportedError(
-                f"classification of output '{tensor}' is not supported here; ask for the output itself"
-            )
-
-
 def read_load_version(parameters: Mapping[str, oip.ModelRepositoryParameter]) -> int | None:
     """The version that a load request names, None for the newest.
 
     Raises:
-        InvalidInputError: There is any other parameter, or the version is not a positive number.
+        InvalidInputError: There is a parameter that nobody knows, or one has a value of the wrong type or range.
+        UnsupportedError: A configuration or files are to replace the model's own, which nothing here could verify.
     """
     for name, value in parameters.items():
-        if name != "dovetail_version":
-            raise InvalidInputError(f"unrecognized load parameter '{name[:80]}', expected 'dovetail_version'")
-        if value.WhichOneof("parameter_choice") != "int64_param" or value.int64_param < 1:
-            raise InvalidInputError("invalid value for 'dovetail_version', expected int64_param >= 1.")
-        return value.int64_param
-    return None
+        choice = value.WhichOneof("parameter_choice")
+        if name == _VERSION:
+            if choice != "int64_param" or value.int64_param < 1:
+                raise InvalidInputError(f"invalid value for '{_VERSION}', expected int64_param >= 1.")
+            continue
+        expected = _override_type(name)
+        if expected is None:
+            raise InvalidInputError(f"unrecognized load parameter '{name[:80]}', expected '{_VERSION}'")
+        if choice != expected:
+            raise InvalidInputError(f"invalid value type for load parameter '{name[:80]}', expected {expected}.")
+        raise UnsupportedError(
+            f"load parameter '{name[:80]}' is not supported: what is served here was compiled, measured and signed"
+            " elsewhere; push the changed model and load its version"
+        )
+    return parameters[_VERSION].int64_param if _VERSION in parameters else None
 
 
 def check_unload_parameters(parameters: Mapping[str, oip.ModelRepositoryParameter]) -> None:
@@ -100,6 +93,13 @@ def check_unload_parameters(parameters: Mapping[str, oip.ModelRepositoryParamete
             raise InvalidInputError(f"unrecognized unload parameter '{name[:80]}', expected 'unload_dependents'")
         if value.WhichOneof("parameter_choice") != "bool_param":
             raise InvalidInputError("invalid value type for 'unload_dependents' parameter, expected bool_param.")
+
+
+def _override_type(name: str) -> str | None:
+    """Type of a parameter that replaces something of the model, as Triton has them."""
+    if name == "config":
+        return "string_param"
+    return "bytes_param" if name.startswith("file:") else None
 
 
 def _check_type(name: str, value: oip.InferParameter) -> None:

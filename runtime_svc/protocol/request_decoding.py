@@ -2,7 +2,8 @@
 """From a ModelInferRequest to checked arrays.
 
 Everything a client can get wrong about names, datatypes, shapes and bytes is found here, before a request is queued,
-so that an engine never sees it. Raw contents become read-only views of the message, not copies.
+so that an engine never sees it. Raw contents become read-only views of the message, not copies; tensors in shared
+memory are copied once.
 
 Source: Open Inference Protocol v2 (tensor data); order of the checks and texts as in Triton's InferenceRequest and
 its gRPC front end, because clients match on them.
@@ -18,8 +19,10 @@ from dovetail.errors import InvalidInputError
 from dovetail.pb import oip
 from dovetail.tensor import NUMPY_DTYPES, Array, TensorSpec, element_count, from_raw
 from runtime_svc.batcher import InferenceRequest
-from runtime_svc.protocol.parameters import check_tensor_parameters, read_request_options
+from runtime_svc.protocol.parameters import read_request_options
+from runtime_svc.protocol.region_parameters import in_region, read_window
 from runtime_svc.served_model import ModelFacts
+from runtime_svc.shared_memory import RegionWindow, SharedMemoryRegions
 
 _CONTENTS_FIELDS: Mapping[str, str] = {
     "BOOL": "bool_contents",
@@ -52,30 +55,36 @@ _Input = oip.ModelInferRequest.InferInputTensor
 
 
 def decode_request(
-    request: oip.ModelInferRequest, facts: ModelFacts, *, now_s: float, remaining_s: float | None = None
+    request: oip.ModelInferRequest,
+    facts: ModelFacts,
+    regions: SharedMemoryRegions,
+    *,
+    now_s: float,
+    remaining_s: float | None = None,
 ) -> InferenceRequest:
-    """Check a request against a model's signature and read its tensors.
+    """Check a request against a model's signature and read its tensors; thread-safe.
 
     Args:
         request: As received; must stay unchanged while the result is in use.
         facts: Of the model that will run it.
+        regions: Where tensors outside the message may lie.
         now_s: The clock's monotonic time.
         remaining_s: Seconds until the caller gives up; None if it never does.
 
     Raises:
         InvalidInputError: The text says which input, what was expected and what came.
-        UnsupportedError: Shared memory or classification is asked for.
+        NotFoundError: There is no such shared memory region.
     """
     options = read_request_options(request.parameters)
     inputs = _inputs_by_name(request.inputs, facts)
-    _check_outputs(request.outputs, facts)
     rows = _rows(inputs, facts)
     raw = _raw_by_name(request)
     feeds = {}
     for spec in facts.inputs:
         tensor = inputs[spec.name]
         _check_type_and_shape(tensor, spec, facts)
-        feeds[spec.name] = _array(tensor, raw.get(spec.name), facts.name)
+        window = read_window(tensor, regions) if tensor.parameters else None
+        feeds[spec.name] = _array(tensor, raw.get(spec.name), window, facts.name)
     return InferenceRequest(
         feeds,
         rows=rows,
@@ -92,7 +101,6 @@ def _inputs_by_name(tensors: Sequence[_Input], facts: ModelFacts) -> dict[str, _
             raise InvalidInputError(f"unexpected inference input '{tensor.name[:200]}' for model '{facts.name}'")
         if tensor.name in inputs:
             raise InvalidInputError(f"input '{tensor.name}' already exists in request")
-        check_tensor_parameters(tensor.name, tensor.parameters)
         inputs[tensor.name] = tensor
     missing = [spec.name for spec in facts.inputs if spec.name not in inputs]
     if missing:
@@ -102,18 +110,6 @@ def _inputs_by_name(tensors: Sequence[_Input], facts: ModelFacts) -> dict[str, _
             " Please provide all required input(s)."
         )
     return inputs
-
-
-def _check_outputs(outputs: Sequence[oip.ModelInferRequest.InferRequestedOutputTensor], facts: ModelFacts) -> None:
-    known = {spec.name for spec in facts.outputs}
-    seen: set[str] = set()
-    for output in outputs:
-        if output.name not in known:
-            raise InvalidInputError(f"unexpected inference output '{output.name[:200]}' for model '{facts.name}'")
-        if output.name in seen:
-            raise InvalidInputError(f"output '{output.name}' already exists in request")
-        check_tensor_parameters(output.name, output.parameters)
-        seen.add(output.name)
 
 
 def _rows(inputs: Mapping[str, _Input], facts: ModelFacts) -> int:
@@ -157,15 +153,18 @@ def _raw_by_name(request: oip.ModelInferRequest) -> dict[str, bytes]:
     raw = request.raw_input_contents
     if not raw:
         return {}
-    if len(raw) != len(request.inputs):
+    named = [tensor.name for tensor in request.inputs if not (tensor.parameters and in_region(tensor.parameters))]
+    if len(raw) != len(named):
         raise InvalidInputError(
-            f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs; expected one for each input"
+            f"raw_input_contents has {len(raw)} entries for {len(named)} inputs; expected one for each input"
         )
-    return {tensor.name: data for tensor, data in zip(request.inputs, raw, strict=True)}
+    return dict(zip(named, raw, strict=True))
 
 
-def _array(tensor: _Input, raw: bytes | None, model: str) -> Array:
-    if raw is None:
+def _array(tensor: _Input, raw: bytes | None, window: RegionWindow | None, model: str) -> Array:
+    if window is not None:
+        array = _array_from_region(tensor, window, model)
+    elif raw is None:
         array = _array_from_contents(tensor, model)
     else:
         if tensor.HasField("contents"):
@@ -173,14 +172,29 @@ def _array(tensor: _Input, raw: bytes | None, model: str) -> Array:
                 f"contents field must not be specified when using raw_input_contents for '{tensor.name}'"
                 f" for model '{model}'"
             )
-        _check_byte_size(tensor, len(raw), model)
-        array = from_raw(raw, tensor.datatype, (element_count(tensor.shape),), name=tensor.name)
-        if tensor.datatype == "BOOL":
-            array = array.view(np.uint8) != 0  # any byte may come; only 0 and 1 are bools
+        array = _array_from_raw(tensor, raw, model)
     try:
         return array.reshape(tuple(tensor.shape))
     except ValueError:  # numpy cannot address it, which only an empty tensor with an absurd other axis gets to
         raise InvalidInputError(f"shape {_dims(tensor.shape)} of input '{tensor.name}' is too large") from None
+
+
+def _array_from_region(tensor: _Input, window: RegionWindow, model: str) -> Array:
+    if tensor.HasField("contents"):
+        raise InvalidInputError(
+            f"unexpected 'content' provided when using shared memory for input tensor '{tensor.name}'"
+            f" for model '{model}'"
+        )
+    _check_byte_size(tensor, window.byte_size, model)  # before anything is copied
+    return _array_from_raw(tensor, window.read(), model)
+
+
+def _array_from_raw(tensor: _Input, raw: bytes | memoryview, model: str) -> Array:
+    _check_byte_size(tensor, len(raw), model)
+    array = from_raw(raw, tensor.datatype, (element_count(tensor.shape),), name=tensor.name)
+    if tensor.datatype == "BOOL":
+        array = array.view(np.uint8) != 0  # any byte may come; only 0 and 1 are bools
+    return array
 
 
 def _check_byte_size(tensor: _Input, got: int, model: str) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import os
 import subprocess
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from onnx import TensorProto, helper
 from dovetail.engines import SessionOptions, create_engine
 from dovetail.pb import oip_pb2
 from dovetail.tensor import NUMPY_DTYPES
+from runtime_svc.log_control import LogControl
 from runtime_svc.repository import Repository
 from runtime_svc.served_model import ModelFacts, ServedModel
 from tests.fixtures_inference import running_server, tritonclient_python
@@ -56,7 +58,8 @@ def serve_onnx(name: str, path: Path, max_batch_size: int) -> ServedModel:
 
 async def run_client(python: Path, folder: Path) -> dict[str, Any]:
     """Serve digits and an identity of each datatype, and let the client's script work with them."""
-    async with running_server(Repository()) as server:
+    logs = LogControl(logging.Logger("root"))  # noqa: LOG001 - the client changes it; the tests' own stays as it is
+    async with running_server(Repository(), logs=logs) as server:
         server.repository.install(serve_onnx("digits", DIGITS / "digits.onnx", 8))
         for datatype in NUMPY_DTYPES:
             path = identity_model(datatype, folder / f"{datatype}.onnx")
