@@ -82,8 +82,7 @@ class IndexKeeper:
         Raises:
             UnavailableError: Redis or the durable tier does not answer.
         """
-        servers = await self._redis.infos()
-        run = ",".join(sorted(str(info.get("run_id", "")) for info in servers.values()))
+        run = await self._redis.run_id()
         known = await self._redis.call("HGET", self._keys.meta, _RUN)
         if known is None or known.decode() != run:
             await self.compare()

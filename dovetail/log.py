@@ -37,10 +37,20 @@ def configure(service: str, *, json: bool | None = None, level: str = "info", st
     target = stream or sys.stderr
     handler = logging.StreamHandler(target)
     as_json = not target.isatty() if json is None else json
+    handler.addFilter(_is_news)
     handler.setFormatter(_JsonFormatter(service) if as_json else _TextFormatter(service))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for a caller that went away while it was answered, which gRPC logs as an error of ours with a traceback.
+
+    Source: grpc/_cython/_cygrpc/aio/server.pyx.pxi, `_handle_exceptions` ("raised in core by servicer method").
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not (record.name == "grpc._cython.cygrpc" and type(error).__name__ == "ExecuteBatchError")
 
 
 class _TextFormatter(logging.Formatter):

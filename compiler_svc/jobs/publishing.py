@@ -11,8 +11,9 @@ the durable tier surround it:
    go by. Only an accepted publisher writes here, and none that a later one has overtaken.
 4. The document of step 1 goes.
 
-If Redis has lost an earlier publish of the key, which its document shows, that one is put back first, and the script
-then refuses this one: the first publisher wins, also over a restart.
+If Redis has lost an earlier publish of the key, that one is put back first, and the script then refuses this one: the
+first publisher wins, also over a restart. The manifest's document shows it, or, if that publisher has not come to step
+3, its document of step 1 that was written beside data which Redis has no more.
 
 Whoever crashes between 2 and 4 leaves the document of step 1, from which `finish_abandoned` does the rest, as long as
 Redis knows what it accepted. If Redis lost that, too, an artifact that has no other manifest is published after all
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compiler_svc.collection.retirement import retire
@@ -79,9 +81,10 @@ class PublishDocuments:
 
     async def prepare(self, artifact_key: str, fence: str, manifest: bytes, envelope: bytes) -> None:
         """Step 1. Raises UnavailableError, OverLimitError."""
-        await self._catch_up(artifact_key)
+        ground = await self._ground()
+        await self._catch_up(artifact_key, ground)
         publish = _Publish(artifact_key, fence, manifest, envelope)
-        pending = PendingPublish(manifest=manifest, envelope=envelope)
+        pending = PendingPublish(manifest=manifest, envelope=envelope, ground=ground)
         await self._documents.put(publish.document, pending.SerializeToString())
 
     async def withdraw(self, artifact_key: str, fence: str) -> None:
@@ -120,8 +123,11 @@ class PublishDocuments:
             InvalidInputError: The document is not readable.
             UnavailableError: Redis or the durable tier does not answer.
         """
-        artifact = await asyncio.to_thread(Manifest.from_bytes, manifest)
         envelope = await self._documents.get(envelope_document(artifact_key)) or b""
+        return await self._put_back(artifact_key, seen, manifest, envelope)
+
+    async def _put_back(self, artifact_key: str, seen: str, manifest: bytes, envelope: bytes) -> bool:
+        artifact = await asyncio.to_thread(Manifest.from_bytes, manifest)
         size_bytes = sum(file.size_bytes for file in artifact.files)
         words = (artifact_key, seen, sha256_hex(manifest), manifest, envelope, size_bytes)
         arguments = (*QueuePolicy().arguments(), *words)
@@ -130,15 +136,40 @@ class PublishDocuments:
             _log.warning("build.republished key=%s digest=%s seen=%s", artifact_key, words[2], seen or "none")
         return done
 
-    async def _catch_up(self, artifact_key: str) -> None:
-        """Put back an earlier publish that Redis lost. One that is being written has a document of step 1."""
-        seen, manifest = await self._compared(artifact_key)
-        if manifest is None or sha256_hex(manifest) == seen:
-            return
+    async def _ground(self) -> str:
+        """What Redis' memory stands on: its data's epoch and the servers' runs."""
+        epoch = await self._redis.call("HGET", self._keys.meta, "epoch")
+        return f"{(epoch or b'').decode()}/{await self._redis.run_id()}"
+
+    async def _catch_up(self, artifact_key: str, ground: str) -> None:
+        """Put back an earlier publish that Redis lost."""
         pending = await self._documents.keys(f"{PENDING_FRONT}{artifact_key}/")
+        seen, manifest = await self._compared(artifact_key)
+        if not seen:
+            await self._adopt(artifact_key, pending, ground)
+        if pending or manifest is None or sha256_hex(manifest) == seen:
+            return  # one that is being written has a document of step 1
         again, manifest = await self._compared(artifact_key)
-        if not pending and again == seen and manifest is not None and sha256_hex(manifest) != seen:
+        if again == seen and manifest is not None and sha256_hex(manifest) != seen:
             await self.republish(artifact_key, seen, manifest)
+
+    async def _adopt(self, artifact_key: str, pending: Sequence[str], ground: str) -> None:
+        """Publish what a publisher prepared beside data that Redis has no more: it may have been told that it is ready.
+
+        If it was not, nothing is wrong either: its artifact passed the gate, and its own script will be refused.
+        """
+        for document in sorted(pending, key=lambda name: _number(name.rpartition("/")[2].encode())):
+            data = await self._documents.get(document)
+            earlier = PendingPublish.FromString(data or b"")
+            if data is None or earlier.ground == ground:
+                continue
+            lost = _Publish(artifact_key, document.rpartition("/")[2], earlier.manifest, earlier.envelope)
+            if not await self._documents_agree(lost):
+                continue
+            if await self._put_back(artifact_key, "", lost.manifest, lost.envelope):
+                _log.warning("build.publish_adopted key=%s from=%s", artifact_key, lost.fence)
+                await self._write(artifact_key, lost.manifest, lost.envelope)
+            return
 
     async def _compared(self, artifact_key: str) -> tuple[str, bytes | None]:
         """Digest that the index has, or "", and the document as it was after that."""
@@ -159,8 +190,10 @@ class PublishDocuments:
 
     async def _is_untold(self, publish: _Publish, known: _Known) -> bool:
         """True if Redis knows nothing and the documents say that it was accepted, or at least nothing else."""
-        if known.digest is not None or known.phase is not None:
-            return False
+        return known.digest is None and known.phase is None and await self._documents_agree(publish)
+
+    async def _documents_agree(self, publish: _Publish) -> bool:
+        """True if there is no manifest but this one, or if it is this one's turn, by the envelope, to be written."""
         if await self._documents.get(manifest_document(publish.artifact_key)) in (None, publish.manifest):
             return True
         signed = await self._documents.get(envelope_document(publish.artifact_key))

@@ -145,6 +145,11 @@ class RedisConnection:
         async with self._answered(held=False):
             return await self._client.infos()
 
+    async def run_id(self) -> str:
+        """Another text after any server was started again, when it may have lost what it had acknowledged last."""
+        servers = await self.infos()
+        return ",".join(sorted(str(info.get("run_id", "")) for info in servers.values()))
+
     def hold(self, why: str | None) -> None:
         """Treat Redis as unavailable, with this reason, until called with None: it answers, but must not be used."""
         self._held = why

@@ -183,3 +183,26 @@ async def test_what_belongs_to_a_deleted_model_is_not_published_after_all(
 
     assert await documents.get(model_document("digits", 1)) is None
     assert await shown(documents) == (None, None, 0)
+
+
+async def test_a_publish_that_redis_lost_before_it_had_its_documents_stays_the_only_one(
+    redis: RedisConnection, tmp_path: Path
+) -> None:
+    documents = GatedDocuments(tmp_path)
+    queue, other = RedisJobQueue(redis, documents), RedisJobQueue(redis, DiskDocumentStore(tmp_path))
+    await queue.submit(job_for(KEY))
+    first = asyncio.create_task(published(queue, await claimed(queue), label="first", envelope=SIGNED))
+    await asyncio.wait_for(documents.held.wait(), WAIT_S)  # it was told to be ready
+    await redis.call("FLUSHALL")
+    await redis.call("HSET", Keys().meta, "epoch", "another")
+    await other.submit(job_for(KEY))
+
+    assert not await published(other, await claimed(other, "second"), label="second")
+
+    build = await other.get(KEY)
+    assert build is not None
+    assert build.phase == BUILD_PHASE_READY
+    assert await redis.call("GET", Keys().manifest(KEY)) == manifest_of(KEY, label="first").to_bytes()
+    documents.go.set()
+    assert await first
+    assert await shown(documents) == (manifest_of(KEY, label="first").to_bytes(), SIGNED, 0)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from grpc._cython import cygrpc
 
 from dovetail.errors import InvalidInputError
 from dovetail.log import configure
@@ -71,3 +72,17 @@ def test_stream_that_is_no_terminal_gets_json() -> None:
 def test_unknown_level_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="log level 'loud' is not one of debug, info"):
         configure("worker", level="loud")
+
+
+def test_a_caller_that_went_away_is_no_error_of_ours() -> None:
+    stream = io.StringIO()
+    configure("compiler", json=True, stream=stream)
+    grpcs = logging.getLogger("grpc._cython.cygrpc")
+
+    for error in (cygrpc.ExecuteBatchError("Failed"), ValueError("ours")):
+        try:
+            raise error
+        except Exception as exc:
+            grpcs.exception("%s raised in core by servicer method [/x/Y]", type(exc).__name__)
+
+    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["ValueError"]

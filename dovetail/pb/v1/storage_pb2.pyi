@@ -89,12 +89,14 @@ class BuildJob(_message.Message):
     def __init__(self, artifact_key: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[int] = ..., recipe: _Optional[_Union[_types_pb2.Recipe, _Mapping]] = ..., hardware_class: _Optional[str] = ..., target_fingerprint_json: _Optional[bytes] = ..., contract_json: _Optional[bytes] = ..., engine: _Optional[str] = ..., arch: _Optional[str] = ..., toolchain: _Optional[_Mapping[str, str]] = ..., emulation: _Optional[str] = ..., measure_budget_s: _Optional[float] = ..., objective: _Optional[_Union[_types_pb2.Objective, str]] = ..., isa_class: _Optional[str] = ..., accelerator: _Optional[str] = ..., priority: _Optional[_Union[_compiler_pb2.BuildPriority, str]] = ...) -> None: ...
 
 class PendingPublish(_message.Message):
-    __slots__ = ("manifest", "envelope")
+    __slots__ = ("manifest", "envelope", "ground")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     ENVELOPE_FIELD_NUMBER: _ClassVar[int]
+    GROUND_FIELD_NUMBER: _ClassVar[int]
     manifest: bytes
     envelope: bytes
-    def __init__(self, manifest: _Optional[bytes] = ..., envelope: _Optional[bytes] = ...) -> None: ...
+    ground: str
+    def __init__(self, manifest: _Optional[bytes] = ..., envelope: _Optional[bytes] = ..., ground: _Optional[str] = ...) -> None: ...
 
 class Emulation(_message.Message):
     __slots__ = ("name", "isa_class", "arch", "cpu_features", "engines", "precisions")
