@@ -125,7 +125,7 @@ class RedisIndex:
     async def delete_model(self, name: str, version: int = 0) -> int:
         """See `Index.delete_model`; builds of it that still run are cancelled."""
         newest = await self.model(name, version)
-        records = await self._versions(name)
+        records = {newest.model.version, *await self._versions(name)}  # it may be gone again by now
         doomed = [newest.model.version] if version else sorted(records)
         await self._forget_documents(name, doomed, max(records))
         removed, aliases, orphans = await self._redis.run(
