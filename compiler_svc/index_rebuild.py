@@ -73,6 +73,7 @@ class IndexRebuild:
         self._records = 0
         self._bytes = 0
         self._rebuilt = Rebuilt()
+        self._put_back: set[tuple[str, int]] = set()
 
     async def run(self) -> Rebuilt:
         """Restore everything.
@@ -117,6 +118,7 @@ class IndexRebuild:
                 self._rebuilt.unreadable.append(key)
                 continue
             self._rebuilt.versions.add((model.name, model.version))
+            self._put_back.add((model.name, model.version))
             size_bytes = sum(file.size_bytes for file in record.files)
             tenant = record.tenant or DEFAULT_TENANT
             content = await asyncio.to_thread(content_digest, record)
@@ -174,11 +176,12 @@ class IndexRebuild:
     async def _drop_deleted(self) -> None:
         """Take out again what was deleted after it was read here, and so came back.
 
-        A deletion removes the document before the index' record: where the document is still there now, a deletion that
-        is yet to come takes the record that was restored.
+        A deletion that the index remembers is respected when a record is restored; this is for one that was forgotten
+        when Redis was emptied. It removes the document before the index' record: where the document is still there now,
+        a deletion that is yet to come takes the record that was restored.
         """
         kept = set(await self._documents.keys("models/"))
-        for name, version in sorted(self._rebuilt.versions):
+        for name, version in sorted(self._put_back):
             if model_document(name, version) not in kept:
                 words: tuple[Part, ...] = (*QueuePolicy().arguments(), name, version)
                 await self._redis.run(job_script("delete_model"), self._keys.prefix, *words)

@@ -87,6 +87,13 @@ class Keys:
         return f"{self.prefix}digests"
 
     @property
+    def deleted(self) -> str:
+        """ZSET "<version>/<model>" by the time at which it was deleted, server's clock in ms; for a week, so that who
+        read its documents before does not bring it back.
+        """
+        return f"{self.prefix}deleted"
+
+    @property
     def leases(self) -> str:
         """ZSET artifact key by the end of its worker's lease, server's clock in ms."""
         return f"{self.prefix}leases"
@@ -168,9 +175,14 @@ class Keys:
         return f"{self.prefix}job:{artifact_key}"
 
 
+def model_documents(model: str) -> str:
+    """Start of the document keys of a model's versions."""
+    return f"models/{model}/"
+
+
 def model_document(model: str, version: int) -> str:
     """Document key of a ModelRecord."""
-    return f"models/{model}/{version:08d}"
+    return f"{model_documents(model)}{version:08d}"
 
 
 def sequence_document(model: str) -> str:

@@ -24,6 +24,7 @@ from compiler_svc.keys import (
     link_document,
     manifest_document,
     model_document,
+    model_documents,
     sequence_document,
 )
 from compiler_svc.lua_scripts import index_script, job_script
@@ -63,6 +64,12 @@ class RedisIndex:
         """See `Index.add_model`."""
         name = check_name(record.model.name, "model name")
         content = content_digest(record)
+        while True:
+            added = await self._add_version(name, content, record)
+            if added is not None:  # else the model was deleted meanwhile
+                return added
+
+    async def _add_version(self, name: str, content: str, record: ModelRecord) -> tuple[ModelRecord, bool] | None:
         number = await self._allot_version(name, content)
         if number < 0:
             return await self.model(name, -number), False
@@ -76,7 +83,10 @@ class RedisIndex:
         winner = await self._run("register_version", name, number, content, data, tenant, size_bytes)
         if winner == number:
             return stored, True
-        await self._documents.delete(model_document(name, number))  # an equal push was faster
+        await self._documents.delete(model_document(name, number))
+        if not winner:
+            return None
+        # An equal push was faster.
         return await self.model(name, winner), False
 
     async def model(self, name: str, version: int = 0, alias: str = "") -> ModelRecord:
@@ -124,11 +134,13 @@ class RedisIndex:
 
     async def delete_model(self, name: str, version: int = 0) -> int:
         """See `Index.delete_model`; builds of it that still run are cancelled."""
-        newest = await self.model(name, version)
-        records = {newest.model.version, *await self._versions(name)}  # it may be gone again by now
-        doomed = [newest.model.version] if version else sorted(records)
-        await self._forget_documents(name, doomed, max(records))
-        removed, aliases, orphans = await self._redis.run(
+        await self._ensure_filled()
+        known = {*await self._versions(name), *await self._documented(check_name(name, "model name"))}
+        if not known or (version and version not in known):
+            known.add((await self.model(name, version)).model.version)
+        doomed = [version] if version else sorted(known)
+        await self._forget_documents(name, doomed, max(known))
+        _, aliases, orphans = await self._redis.run(
             job_script("delete_model"), self._keys.prefix, *QueuePolicy().arguments(), name, *doomed
         )
         for alias in aliases:
@@ -136,7 +148,7 @@ class RedisIndex:
         for orphan in orphans:
             await self.retire_artifact(orphan.decode())
         self._listed.pop(name, None)
-        return len(removed)
+        return len(doomed)
 
     # --- artifacts
 
@@ -304,6 +316,10 @@ class RedisIndex:
             if int(number) in records:
                 records[int(number)].model.aliases.append(alias.decode())
         return records
+
+    async def _documented(self, name: str) -> list[int]:
+        """Versions in the durable tier: Redis may have lost some with its last second, and not have them back yet."""
+        return [int(key.rpartition("/")[2]) for key in await self._documents.keys(model_documents(name))]
 
     async def _forget_documents(self, name: str, doomed: Sequence[int], newest: int) -> None:
         """First in the durable tier: a crash then leaves an index entry that can be deleted again, not a ghost."""

@@ -1,14 +1,18 @@
 -- SPDX-License-Identifier: Apache-2.0
 -- Remove versions of a model with the artifacts that no other version uses. ARGV: policy, model, versions.
 -- Returns {versions removed, aliases removed, artifact keys removed}.
+local KEPT_MS = 7 * 24 * 3600 * 1000
 local model = ARGV[4]
 local doomed, removed, aliases, artifacts = {}, {}, {}, {}
 for i = 5, #ARGV do
   doomed[ARGV[i]] = true
+  redis.call('ZADD', DELETED, text(NOW), ARGV[i] .. '/' .. model)
   redis.call('HDEL', contents_key(model), ARGV[i])
   uncharge(model_item(model, ARGV[i]))
   if redis.call('HDEL', versions_key(model), ARGV[i]) == 1 then removed[#removed + 1] = ARGV[i] end
 end
+
+redis.call('ZREMRANGEBYSCORE', DELETED, '-inf', text(NOW - KEPT_MS))
 
 local pairs_of = redis.call('HGETALL', aliases_key(model))
 for i = 1, #pairs_of, 2 do

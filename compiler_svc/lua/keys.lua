@@ -6,6 +6,7 @@ local META, MODELS, DIGESTS = P .. 'meta', P .. 'models', P .. 'digests'
 local CHANGES, EVENTS, WAKE = P .. 'changes', P .. 'events', P .. 'wake'
 local JOBS, LEASES, QUEUES = P .. 'jobs', P .. 'leases', P .. 'queues'
 local WORKERS, WORKERS_UNTIL, CAPABILITIES = P .. 'workers', P .. 'workers:until', P .. 'workers:can'
+local DELETED = P .. 'deleted'
 local PINS, PINS_SINCE, COLLECTOR = P .. 'pins', P .. 'pins:since', P .. 'collector'
 local QUOTA_ITEMS, QUOTA_USED, QUOTA_LIMITS = P .. 'quota:items', P .. 'quota:used', P .. 'quota:limits'
 local QUOTA_HELD, QUOTA_UNTIL = P .. 'quota:held', P .. 'quota:until'
@@ -49,6 +50,11 @@ local function newest_version(model)
   local newest = 0
   for _, version in ipairs(redis.call('HKEYS', versions_key(model))) do newest = math.max(newest, tonumber(version)) end
   return newest
+end
+
+-- A version's number is never given again, so what was deleted once is deleted for good, whoever still holds its record.
+local function is_deleted(model, version)
+  return redis.call('ZSCORE', DELETED, version .. '/' .. model) ~= false
 end
 
 local function model_item(model, version) return 'm/' .. model .. '/' .. version end

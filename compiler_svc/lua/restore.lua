@@ -11,6 +11,7 @@ function restore.begin(token)
 end
 
 function restore.version(model, version, content, record, tenant, bytes)
+  if is_deleted(model, version) then return 0 end  -- after its document was read
   local last = tonumber(redis.call('HGET', MODELS, model) or 0)
   redis.call('HSET', MODELS, model, text(math.max(last, tonumber(version))))
   redis.call('HSETNX', contents_key(model), version, content)
@@ -29,6 +30,7 @@ function restore.alias(model, alias, version)
 end
 
 function restore.artifact(model, version, ak, digest, manifest, envelope, bytes)
+  if is_deleted(model, version) then return 0 end
   local added = redis.call('HSETNX', DIGESTS, ak, digest)
   local current = redis.call('HGET', DIGESTS, ak)
   if current == digest then

@@ -287,7 +287,7 @@ async def test_python_and_lua_agree_on_every_name(redis: RedisConnection) -> Non
     return {META, MODELS, DIGESTS, CHANGES, EVENTS, WAKE, JOBS, LEASES, WORKERS, WORKERS_UNTIL, versions_key('m'),
       contents_key('m'), aliases_key('m'), artifacts_key('m'), manifest_key('k'), benchmarks_key('k'), links_key('k'),
       job_key('k'), envelope_key('k'), PINS, PINS_SINCE, COLLECTOR, QUOTA_ITEMS, QUOTA_USED, QUOTA_LIMITS, QUOTA_HELD,
-      QUOTA_UNTIL, model_item('m', 1), artifact_item('k')}
+      QUOTA_UNTIL, DELETED, model_item('m', 1), artifact_item('k')}
     """
     prelude = index_script("set_alias").text.partition("-- Point an alias")[0]
 
@@ -298,7 +298,7 @@ async def test_python_and_lua_agree_on_every_name(redis: RedisConnection) -> Non
         *(keys.workers, keys.workers_until, keys.versions("m"), keys.contents("m"), keys.aliases("m")),
         *(keys.artifacts("m"), keys.manifest("k"), keys.benchmarks("k"), keys.links("k"), keys.job("k")),
         *(keys.envelope("k"), keys.pins, keys.pins_since, keys.collector, keys.quota_items, keys.quota_used),
-        *(keys.quota_limits, keys.quota_held, keys.quota_until, model_item("m", 1), artifact_item("k")),
+        *(keys.quota_limits, keys.quota_held, keys.quota_until, keys.deleted, model_item("m", 1), artifact_item("k")),
     ]
 
 
