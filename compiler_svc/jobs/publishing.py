@@ -103,12 +103,14 @@ class PublishDocuments:
             UnavailableError: Redis or the durable tier does not answer.
         """
         finished = 0
+        ground = await self._ground()
         for document in await self._documents.keys(PENDING_FRONT):
             data = await self._documents.get(document)
             if data is not None:  # else its publisher was just done
                 _, artifact_key, fence = document.split("/")
                 pending = PendingPublish.FromString(data)
-                finished += await self._finish(_Publish(artifact_key, fence, pending.manifest, pending.envelope))
+                publish = _Publish(artifact_key, fence, pending.manifest, pending.envelope)
+                finished += await self._finish(publish, on_lost_ground=pending.ground != ground)
         return finished
 
     async def republish(self, artifact_key: str, seen: str, manifest: bytes) -> bool:
@@ -144,11 +146,11 @@ class PublishDocuments:
     async def _catch_up(self, artifact_key: str, ground: str) -> None:
         """Put back an earlier publish that Redis lost."""
         pending = await self._documents.keys(f"{PENDING_FRONT}{artifact_key}/")
-        seen, manifest = await self._compared(artifact_key)
-        if not seen:
+        if not await self._digest(artifact_key):
             await self._adopt(artifact_key, pending, ground)
-        if pending or manifest is None or sha256_hex(manifest) == seen:
-            return  # one that is being written has a document of step 1
+        seen, manifest = await self._compared(artifact_key)  # after that: who was pending may have come to step 3
+        if manifest is None or sha256_hex(manifest) == seen or (seen and pending):
+            return  # what is seen and has no document yet is being written, and has a document of step 1
         again, manifest = await self._compared(artifact_key)
         if again == seen and manifest is not None and sha256_hex(manifest) != seen:
             await self.republish(artifact_key, seen, manifest)
@@ -164,23 +166,37 @@ class PublishDocuments:
             if data is None or earlier.ground == ground:
                 continue
             lost = _Publish(artifact_key, document.rpartition("/")[2], earlier.manifest, earlier.envelope)
-            if not await self._documents_agree(lost):
-                continue
-            if await self._put_back(artifact_key, "", lost.manifest, lost.envelope):
-                _log.warning("build.publish_adopted key=%s from=%s", artifact_key, lost.fence)
-                await self._write(artifact_key, lost.manifest, lost.envelope)
-            return
+            if await self._documents_agree(lost):
+                await self._adopted(lost)
+                return
+
+    async def _adopted(self, lost: _Publish) -> bool:
+        """Make visible what Redis lost, with its documents; False if somebody else has published or deleted it."""
+        if not await self._put_back(lost.artifact_key, "", lost.manifest, lost.envelope):
+            return False
+        _log.warning("build.publish_adopted key=%s from=%s", lost.artifact_key, lost.fence)
+        await self._write(lost.artifact_key, lost.manifest, lost.envelope)
+        return True
+
+    async def _digest(self, artifact_key: str) -> str:
+        """Digest that the index has, or ""."""
+        digest = await self._redis.call("HGET", self._keys.digests, artifact_key)
+        return (digest or b"").decode()
 
     async def _compared(self, artifact_key: str) -> tuple[str, bytes | None]:
         """Digest that the index has, or "", and the document as it was after that."""
-        digest = await self._redis.call("HGET", self._keys.digests, artifact_key)
-        return (digest or b"").decode(), await self._documents.get(manifest_document(artifact_key))
+        return await self._digest(artifact_key), await self._documents.get(manifest_document(artifact_key))
 
-    async def _finish(self, publish: _Publish) -> bool:
+    async def _finish(self, publish: _Publish, *, on_lost_ground: bool) -> bool:
         known = await self._known(publish.artifact_key)
         if known.digest == publish.digest or await self._is_untold(publish, known):
             _log.warning("build.publish_finished key=%s fence=%s", publish.artifact_key, publish.fence)
             await self._settle(publish)
+            return True
+        # It was ordered again after Redis lost it. Not for whoever builds it now to decide: he may come too late.
+        lost = known.digest is None and on_lost_ground
+        if lost and await self._documents_agree(publish) and await self._adopted(publish):
+            await self._documents.delete(publish.document)
             return True
         ended = known.phase is not None and int(known.phase) in ENDED
         if ended or known.fence != publish.fence.encode():  # it can never be accepted any more

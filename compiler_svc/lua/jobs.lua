@@ -2,6 +2,7 @@
 -- State of builds. ARGV[1..3] are the queue's policy; a script's own arguments start at ARGV[4].
 --   phase: number of BuildPhase    priority: number of BuildPriority    job, build: protobuf bytes
 --   queue: "<engine>/<arch>"    tools: JSON {tool: version}    fence: "<number>.<token of the claim>"
+--   replaces: digest of the manifest that was there when it was ordered, or '', or '*' for whichever there is
 --   history: JSON [{w: worker, b: began, e: ended or "", y: why}], the last attempts
 local MAX_ATTEMPTS, WORKER_LOST, RETRY_AFTER_MS = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local QUEUED, UNROUTED, BUILDING, PUBLISHING, READY, FAILED, CANCELLED = 1, 2, 3, 6, 7, 8, 9
@@ -129,8 +130,9 @@ local function enqueue(ak, message, delay_ms)
 end
 
 -- Order what is not known or has ended, with all attempts before it.
-local function order(ak, priority)
+local function order(ak, priority, forced)
   redis.call('HSET', job_key(ak), 'attempts', 0, 'created', text(NOW), 'phase', QUEUED, 'priority', text(priority))
+  redis.call('HSET', job_key(ak), 'replaces', forced and '*' or redis.call('HGET', DIGESTS, ak) or '')
   redis.call('HDEL', job_key(ak), 'place', 'kind')
   redis.call('ZADD', JOBS, text(NOW), ak)
   redis.call('ZREM', DEAD, ak)

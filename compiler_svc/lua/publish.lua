@@ -1,8 +1,16 @@
 -- SPDX-License-Identifier: Apache-2.0
--- Make an artifact visible to every model version that asked for it. Returns 1, or 0 if the lease is lost.
+-- Make an artifact visible to every model version that asked for it. Returns 1, or 0 if the lease is lost or an earlier
+-- publish has come back, which Redis had lost when this build was ordered: the first publisher wins, and the job is done.
 local ak, worker, fence, manifest, digest, build, message, envelope, size_bytes = unpack(ARGV, 4)
 if ended_by(ak, worker, fence, READY) then return 1 end
 if not holds(ak, worker, fence) then return 0 end
+local current = redis.call('HGET', DIGESTS, ak)
+local replaces = field(ak, 'replaces')
+if current and current ~= digest and replaces ~= '*' and current ~= replaces then
+  forget_claim(ak)
+  finish(ak, READY, 'published before Redis lost it')
+  return 0
+end
 redis.call('SET', manifest_key(ak), manifest)
 if envelope and envelope ~= '' then
   redis.call('SET', envelope_key(ak), envelope)

@@ -11,7 +11,7 @@ end
 
 local function order_anew()
   redis.call('HSET', job_key(ak), 'job', job, 'queue', queue, 'tools', tools, 'needs', needs)
-  order(ak, priority)
+  order(ak, priority, force ~= '0')
 end
 
 local phase = phase_of(ak)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,88 @@ async def test_a_publish_that_redis_lost_before_it_had_its_documents_stays_the_o
     documents.go.set()
     assert await first
     assert await shown(documents) == (manifest_of(KEY, label="first").to_bytes(), SIGNED, 0)
+
+
+async def test_what_redis_lost_of_a_publisher_that_died_is_finished_although_it_was_ordered_again(
+    redis: RedisConnection, tmp_path: Path
+) -> None:
+    documents = MortalDocuments(tmp_path)
+    queue = RedisJobQueue(redis, documents)
+    await queue.submit(job_for(KEY))
+    lease = await claimed(queue)
+    documents.dies_at = 2  # it was told to be ready, and has no manifest's document
+    with pytest.raises(Crash):
+        await published(queue, lease, label="first", envelope=SIGNED)
+    documents.dies_at = 0
+    await redis.call("FLUSHALL")
+    await redis.call("HSET", Keys().meta, "epoch", "another")
+    await queue.submit(job_for(KEY))
+    second = await claimed(queue, "second")
+
+    assert await finishing(redis, documents).finish_abandoned() == 1
+
+    assert not await published(queue, second, label="second")
+    assert await shown(documents) == (manifest_of(KEY, label="first").to_bytes(), SIGNED, 0)
+    assert await redis.call("GET", Keys().manifest(KEY)) == manifest_of(KEY, label="first").to_bytes()
+
+
+class ListedDocuments(DiskDocumentStore):
+    """Documents of which something becomes of the pending ones between their listing and their reading."""
+
+    def __init__(self, root: Path, meanwhile: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(root)
+        self._meanwhile = meanwhile
+
+    async def keys(self, prefix: str) -> list[str]:
+        found = await super().keys(prefix)
+        if found and prefix.startswith(PENDING_FRONT):
+            await self._meanwhile()
+        return list(found)
+
+
+async def test_a_publisher_that_settles_while_it_is_looked_for_stays_the_only_one(
+    redis: RedisConnection, tmp_path: Path
+) -> None:
+    documents = GatedDocuments(tmp_path)
+    queue = RedisJobQueue(redis, documents)
+    await queue.submit(job_for(KEY))
+    first = asyncio.create_task(published(queue, await claimed(queue), label="first", envelope=SIGNED))
+    await asyncio.wait_for(documents.held.wait(), WAIT_S)
+    await redis.call("FLUSHALL")
+    await redis.call("HSET", Keys().meta, "epoch", "another")
+    await RedisIndex(redis, documents).add_model(model_record())
+
+    async def settled() -> None:
+        documents.go.set()
+        await first
+
+    other = RedisJobQueue(redis, ListedDocuments(tmp_path, settled))
+    await other.submit(job_for(KEY))
+    assert not await published(other, await claimed(other, "second"), label="second")
+
+    assert await first
+    assert await shown(documents) == (manifest_of(KEY, label="first").to_bytes(), SIGNED, 0)
+    assert await redis.call("GET", Keys().manifest(KEY)) == manifest_of(KEY, label="first").to_bytes()
+
+
+@pytest.mark.parametrize("forced", [False, True])
+async def test_what_was_ordered_while_redis_was_empty_does_not_replace_what_comes_back(
+    redis: RedisConnection, queue: RedisJobQueue, documents: DiskDocumentStore, forced: bool
+) -> None:
+    index = RedisIndex(redis, documents)
+    await index.add_model(model_record())
+    await queue.submit(job_for(KEY))
+    assert await published(queue, await claimed(queue), label="first")
+    await redis.call("FLUSHALL")
+    await queue.submit(job_for(KEY), force=forced)
+    second = await claimed(queue, "second")
+    await index.rebuild()
+
+    assert await published(queue, second, label="second") == forced  # who forced it wants it to
+
+    build = await queue.get(KEY)
+    assert build is not None
+    assert build.phase == BUILD_PHASE_READY
+    kept = manifest_of(KEY, label="second" if forced else "first").to_bytes()
+    assert await index.manifest(KEY) == kept
+    assert await shown(documents) == (kept, None, 0)
