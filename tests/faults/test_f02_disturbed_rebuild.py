@@ -24,8 +24,8 @@ from tests.fakes.redis_work import publish
 class DocumentsAtWork(DiskDocumentStore):
     """When the documents of artifacts are listed, those of models have been read: then something happens, once.
 
-    With `dies_then` whoever reads them is killed when it looks at the models' documents after that. `after_put` happens when
-    a document was written, once.
+    With `dies_then` whoever reads them is killed when it looks at the models' documents after that. `after_put` happens
+    when a document was written, once.
     """
 
     meanwhile: Callable[[], Awaitable[object]] | None = None
