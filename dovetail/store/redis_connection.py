@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -53,6 +54,7 @@ MAX_CONNECTIONS = 512  # each waiting claim and watch holds one
 _TEMPORARY = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "LOADING", "READONLY", "BUSY")
 _REFUSED = ("NOAUTH", "WRONGPASS")
 _FORBIDDEN = ("NOPERM", "ACL failure")  # the second: of a command in a script, since Redis 7
+_IN_SCRIPT = re.compile(r"^Error running script .*?: -?(?=[A-Z]+ )")  # so Redis 6.2 quotes a command's own error
 _FAILURES = (exceptions.RedisError, exceptions.RedisClusterException)
 
 
@@ -229,7 +231,7 @@ def translate(error: Exception, address: str, *, setting: str = "DOVETAIL_REDIS_
     where = f"Redis at {address}"
     while isinstance(error.__cause__, exceptions.RedisError):  # while it connects, the library hides why in the cause
         error = error.__cause__
-    text = str(error)
+    text = _IN_SCRIPT.sub("", str(error))
     if isinstance(error, exceptions.OutOfMemoryError) or "OOM command not allowed" in text:
         return OverLimitError(f"{where} is out of memory: raise its maxmemory or delete models")
     if isinstance(error, exceptions.NoPermissionError) or any(word in text for word in _FORBIDDEN):

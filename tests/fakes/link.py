@@ -61,6 +61,8 @@ class Link:
             server.close()
             self.cut()
             self.up.set()
+            while self._open:  # each connection's task ends by itself
+                await asyncio.sleep(0)
 
     def cut(self) -> None:
         """Reset every connection that is open now."""

@@ -136,13 +136,14 @@ class Cluster:
 
 
 class Watched:
-    """A primary with a replica, and one Sentinel that decides alone."""
+    """A primary with a replica, and one Sentinel that decides alone; they may know it by another port than its own."""
 
-    def __init__(self) -> None:
-        self.primary = RedisNode("--repl-diskless-sync-delay", "0")
-        self.replica = RedisNode("--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1", str(self.primary.port))
+    def __init__(self, primary: RedisNode | None = None, known_port: int = 0) -> None:
+        self.primary = primary or RedisNode("--repl-diskless-sync-delay", "0")
+        port = known_port or self.primary.port
+        self.replica = RedisNode("--repl-diskless-sync-delay", "0", "--replicaof", "127.0.0.1", str(port))
         lines = (
-            f"sentinel monitor mesh 127.0.0.1 {self.primary.port} 1\n"
+            f"sentinel monitor mesh 127.0.0.1 {port} 1\n"
             "sentinel down-after-milliseconds mesh 500\n"
             "sentinel failover-timeout mesh 3000\n"
         )

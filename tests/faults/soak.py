@@ -14,6 +14,7 @@ import asyncio
 import json
 import platform
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -66,13 +67,16 @@ class Totals:
         self.builds_published += sum(step.what == "published" for step in steps)
 
 
-async def soak(seconds: float, seed: int, socket: Path) -> tuple[Totals, float]:
-    """Work and kill for so long; returns what came of it and the seconds it took."""
+async def soak(seconds: float, seed: int, socket: Path, out: Path) -> tuple[Totals, float]:
+    """Work and kill for so long; returns what came of it and the seconds it took. Logs of what broke are kept."""
     totals, rng, began_s = Totals(), random.Random(seed), time.monotonic()
     while time.monotonic() - began_s < seconds:
         async with zygote(socket) as starter:
             with tempfile.TemporaryDirectory(prefix="dt-soak-") as folder:
+                broken = len(totals.broken)
                 await _mesh(Path(folder) / "mesh", starter, rng, totals, began_s + seconds)
+                if len(totals.broken) > broken:
+                    shutil.copytree(Path(folder) / "mesh" / "logs", out / f"logs-{totals.meshes}", dirs_exist_ok=True)
         _say(
             f"{time.monotonic() - began_s:6.0f} s  rounds {totals.rounds}  "
             f"operations {sum(totals.operations.values())}  kills {sum(totals.kills.values())}  "
@@ -196,12 +200,14 @@ def main() -> int:
     """Run it; 0 if every promise was kept."""
     parser = argparse.ArgumentParser("python -m tests.faults.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--out", type=Path, default=Path("soak-results"), help="folder for soak.json and soak.txt")
+    parser.add_argument(
+        "--out", type=Path, default=Path("soak-results"), help="folder for soak.json, soak.txt, and logs of what broke"
+    )
     options = parser.parse_args()
     seed = session_seed()
     _say(f"seed {seed} (again with {SEED_VARIABLE}={seed})")
     with zygote_process() as socket:
-        totals, seconds = asyncio.run(soak(options.minutes * 60, seed, socket))
+        totals, seconds = asyncio.run(soak(options.minutes * 60, seed, socket, options.out))
     ledger = report(totals, seconds, seed)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "soak.json").write_text(json.dumps(ledger, indent=2) + "\n", encoding="utf-8")

@@ -24,7 +24,7 @@ async def test_f01_redis_that_loses_its_last_second_to_a_power_cut_loses_nothing
     Models, artifacts and names are in the durable tier before they are acknowledged, so they are there again. An order
     that had not ended may be gone, as after F2; who wants it places it again.
     """
-    for seed in seeds(3):
+    for seed in seeds(8):
         with replayable(seed):
             await _cut_power_under_load(mesh, seed)
     await mesh.audit(mesh.client(forgetful=True), everything=True)

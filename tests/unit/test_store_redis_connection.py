@@ -127,6 +127,11 @@ async def test_a_connection_that_is_held_refuses_with_the_reason_and_then_goes_o
         (exceptions.RedisClusterException("cannot be connected"), UnavailableError, "does not answer"),
         (exceptions.ClusterDownError("CLUSTERDOWN The cluster is down"), UnavailableError, "cannot serve now"),
         (exceptions.ResponseError("MISCONF Redis cannot persist"), UnavailableError, "MISCONF"),
+        (
+            exceptions.ResponseError("Error running script : @user_script: 9: -NOREPLICAS x"),
+            UnavailableError,
+            "cannot serve now (NOREPLICAS x)",
+        ),
         (exceptions.OutOfMemoryError("OOM"), OverLimitError, "out of memory"),
         (exceptions.ResponseError("ERR in script: -OOM command not allowed"), OverLimitError, "out of memory"),
         (exceptions.ResponseError("WRONGTYPE"), DovetailError, "refused a command"),
