@@ -28,8 +28,8 @@ class BuildWatch:
 
     async def events(self, after: str) -> AsyncIterator[BuildEvent]:
         """See `JobQueue.watch`."""
-        await self._hub.open(self._mailbox)
         try:
+            await self._hub.open(self._mailbox)
             last, builds = await self._begin()
             whole = not after
             if after:

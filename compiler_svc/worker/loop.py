@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from compiler_svc.jobs.base import JobQueue, Lease
 from compiler_svc.storage import pause
 from compiler_svc.worker.leased_build import LeasedBuild
-from dovetail.errors import UnavailableError
+from dovetail.errors import DovetailError
 from dovetail.pb.v1.storage_pb2 import WorkerRecord
 
 _log = logging.getLogger(__name__)
@@ -62,14 +62,14 @@ class WorkerLoop:
             claimers = [group.create_task(self._claim_and_build(stop, hurry)) for _ in range(self._options.concurrency)]
             await asyncio.wait(claimers)
             beating.cancel()
-        with suppress(UnavailableError):  # then it is forgotten when it has been silent for long enough
+        with suppress(DovetailError):  # then it is forgotten when it has been silent for long enough
             await self._jobs.leave(self._record.id)
 
     async def _beat(self, stop: asyncio.Event) -> None:
         while True:
             if stop.is_set():
                 self._record.draining = True
-            with suppress(UnavailableError):  # the claim says so
+            with suppress(DovetailError):  # the claim says so
                 await self._jobs.heartbeat(self._record)
             if self._record.draining:
                 await asyncio.sleep(self._options.heartbeat_s)
@@ -92,7 +92,7 @@ class WorkerLoop:
             await asyncio.wait((claiming, stopped), return_when=asyncio.FIRST_COMPLETED)
             # A claim that is under way is waited for: cancelled between server and client it would strand a job.
             lease = await claiming
-        except UnavailableError as exc:
+        except DovetailError as exc:  # away, full, or it refuses: whoever minds it can mend that, and this goes on
             if not self._queue_lost:
                 _log.warning("worker.queue_lost why=%r", str(exc))
             self._queue_lost = True
@@ -128,6 +128,6 @@ class WorkerLoop:
     def _check(self, lease: Lease, working: asyncio.Task[None]) -> None:
         """Log a build whose end could not be told; raise what is a bug."""
         if not working.cancelled() and (error := working.exception()) is not None:
-            if not isinstance(error, UnavailableError):
+            if not isinstance(error, DovetailError):
                 raise error
             _log.error("build.end_untold key=%s why=%r", lease.job.artifact_key, str(error))

@@ -157,12 +157,23 @@ async def worker(
     stop = stop or asyncio.Event()
     await storage.jobs.heartbeat(record)
     running = asyncio.create_task(loop.run(stop, hurry))
+    running.add_done_callback(_stopping(asyncio.current_task()))
     try:
         yield record
     finally:
         stop.set()
         await running
         await storage.aclose()
+
+
+def _stopping(test: asyncio.Task[Any] | None) -> Callable[[asyncio.Task[None]], None]:
+    """For a worker's task: a test whose worker failed is not left to wait for it."""
+
+    def on_done(worker: asyncio.Task[None]) -> None:
+        if test is not None and not worker.cancelled() and worker.exception() is not None:
+            test.cancel()
+
+    return on_done
 
 
 def push_file(role: str, data: bytes, name: str = "") -> registry_pb2.PushFile:

@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 
+from compiler_svc.jobs.base import Lease
+from compiler_svc.jobs.redis_jobs import RedisJobQueue
 from compiler_svc.settings import CompilerSettings
 from compiler_svc.worker.child_failure import ChildFailure, FailureKind
 from compiler_svc.worker.sandbox import run_task
 from compiler_svc.worker.settings import WorkerSettings
 from dovetail.artifact import Manifest
-from dovetail.errors import InvalidInputError
+from dovetail.errors import DovetailError, InvalidInputError
 from dovetail.gate import GateReport
 from dovetail.layers import Layer, LayerReport
 from dovetail.negotiation import check
@@ -250,6 +252,27 @@ async def test_worker_waits_for_a_lost_redis_and_goes_on(
 
 
 # --- settings
+
+
+async def test_worker_outlives_a_redis_that_refuses_what_it_says(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Out of memory, a right that is missing, an error that nobody has seen before: others mend that."""
+    refused = asyncio.Event()
+    claim = RedisJobQueue.claim
+
+    async def refuse_once(queue: RedisJobQueue, *given: Any, **named: Any) -> Lease | None:
+        if not refused.is_set():
+            refused.set()
+            raise DovetailError("Redis refused a command: ERR of a new kind")
+        return await claim(queue, *given, **named)
+
+    monkeypatch.setattr(RedisJobQueue, "claim", refuse_once)
+    async with worker(mesh, XEON, run=ScriptedBuild()):
+        build = await compile_fp32(mesh)
+
+    assert build.phase == READY
+    assert "ERR of a new kind" in caplog.text
 
 
 def test_all_bad_settings_are_told_together() -> None:
