@@ -31,10 +31,10 @@ class ClusterClient(RedisCluster):
             options["target_nodes"] = self.get_node_from_key(self.home_key)
         return await super().execute_command(*args, **options)
 
-    async def infos(self) -> Mapping[str, Mapping[str, Any]]:
+    async def infos(self, section: str) -> Mapping[str, Mapping[str, Any]]:
         """What INFO says, by node; replicas too, because any of them may take over."""
         await self.initialize()
-        return {node.name: await self.execute_command("INFO", target_nodes=node) for node in self.get_nodes()}
+        return {node.name: await self.execute_command("INFO", section, target_nodes=node) for node in self.get_nodes()}
 
 
 def cluster_client(address: RedisAddress, options: Mapping[str, Any], home_key: str) -> ClusterClient:

@@ -14,9 +14,9 @@ from dovetail.store.redis_address import RedisAddress
 class ServerClient(aioredis.Redis):
     """A pool of connections to one server."""
 
-    async def infos(self) -> Mapping[str, Mapping[str, Any]]:
+    async def infos(self, section: str) -> Mapping[str, Mapping[str, Any]]:
         """What INFO says, by server."""
-        return {"": await self.execute_command("INFO")}  # type: ignore[no-untyped-call]
+        return {"": await self.execute_command("INFO", section)}  # type: ignore[no-untyped-call]
 
 
 def server_client(address: RedisAddress, options: Mapping[str, Any]) -> ServerClient:

@@ -86,7 +86,7 @@ async def test_what_only_hurts_is_a_warning(
 
 
 class _OldServer:
-    async def infos(self) -> dict[str, dict[str, object]]:
+    async def infos(self, _: str) -> dict[str, dict[str, object]]:
         return {"": {"redis_version": "6.0.16", "maxmemory_policy": "noeviction", "aof_enabled": 1}}
 
 
