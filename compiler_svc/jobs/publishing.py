@@ -16,8 +16,9 @@ first publisher wins, also over a restart. The manifest's document shows it, or,
 3, its document of step 1 that was written beside data which Redis has no more.
 
 Whoever crashes between 2 and 4 leaves the document of step 1, from which `finish_abandoned` does the rest, as long as
-Redis knows what it accepted. If Redis lost that, too, an artifact that has no other manifest is published after all
-(it passed its gate, and somebody may have been told that it is ready); one that has keeps the one it has.
+Redis knows what it accepted. If Redis lost that, too, an artifact that has no other manifest is published after all,
+also if it was ordered again meanwhile (it passed its gate, and somebody may have been told that it is ready); one that
+has keeps the one it has.
 """
 
 from __future__ import annotations
