@@ -13,14 +13,15 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from dovetail.errors import UnavailableError
 from runtime_svc.repository import Repository
+from runtime_svc.scheduling.closing import CloseReason
 from runtime_svc.served_model import ServedModel
-from runtime_svc.statistics import Snapshot
+from runtime_svc.statistics import Failure, Refusal, Snapshot
 
 _log = logging.getLogger(__name__)
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -37,9 +38,6 @@ class _Metric:
 
 _METRICS: Sequence[_Metric] = (
     _Metric("nv_inference_request_success", "counter", "Requests answered", lambda _, s: s.success.count),
-    _Metric(
-        "nv_inference_request_failure", "counter", "Requests refused, dropped or failed", lambda _, s: s.fail.count
-    ),
     _Metric("nv_inference_count", "counter", "Rows inferred", lambda _, s: s.inference_count),
     _Metric("nv_inference_exec_count", "counter", "Runs of the engine", lambda _, s: s.execution_count),
     _Metric("nv_inference_pending_request_count", "gauge", "Requests that wait for a batch", lambda m, _: m.pending),
@@ -57,6 +55,49 @@ _METRICS: Sequence[_Metric] = (
         "Scattering rows",
         lambda _, s: s.compute_output.ns // 1000,
     ),
+    _Metric("nv_cache_num_hits_per_model", "counter", "Requests the cache answered", lambda _, s: s.cache_hit.count),
+    _Metric("nv_cache_num_misses_per_model", "counter", "Requests it did not", lambda _, s: s.cache_miss.count),
+    _Metric("nv_cache_hit_duration_per_model", "counter", "Looking, in us", lambda _, s: s.cache_hit.ns // 1000),
+    _Metric(
+        "nv_cache_miss_duration_per_model", "counter", "Looking and keeping, us", lambda _, s: s.cache_miss.ns // 1000
+    ),
+    _Metric("dovetail_batch_padding_rows", "counter", "Rows run to pad batches", lambda _, s: s.padded_rows),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """Counters of one name, told apart by a label of which every value is shown from the start."""
+
+    name: str
+    text: str
+    label: str
+    labels: Sequence[str]
+    values: Callable[[Snapshot], Mapping[str, int]]
+
+
+_SPLITS: Sequence[_Split] = (
+    _Split(
+        "nv_inference_request_failure",
+        "Requests refused, dropped or failed",
+        "reason",
+        tuple(Failure),
+        lambda s: {str(reason): count for reason, count in s.failures.items()},
+    ),
+    _Split(
+        "dovetail_queue_refusal_count",
+        "Requests that ended without a run",
+        "reason",
+        tuple(Refusal),
+        lambda s: {str(reason): count for reason, count in s.refusals.items()},
+    ),
+    _Split(
+        "dovetail_batch_close_count",
+        "Batches, by why they had no more requests",
+        "reason",
+        tuple(CloseReason),
+        lambda s: s.closings,
+    ),
 )
 
 
@@ -67,6 +108,13 @@ def render_metrics(models: Sequence[ServedModel]) -> str:
     for metric in _METRICS:
         lines += (f"# HELP {metric.name} {metric.text}", f"# TYPE {metric.name} {metric.kind}")
         lines += (f"{metric.name}{labels} {metric.value(model, snapshot)}" for labels, model, snapshot in figures)
+    for split in _SPLITS:
+        lines += (f"# HELP {split.name} {split.text}", f"# TYPE {split.name} counter")
+        for labels, _, snapshot in figures:
+            values = split.values(snapshot)
+            lines += (
+                f'{split.name}{labels[:-1]},{split.label}="{value}"}} {values.get(value, 0)}' for value in split.labels
+            )
     lines += ("# HELP dovetail_model_info Artifact that answers for a model", "# TYPE dovetail_model_info gauge")
     lines += (f"dovetail_model_info{_info_labels(model)} 1" for model in models)
     return "\n".join(lines) + "\n"

@@ -32,11 +32,19 @@ from runtime_svc.acquire.local_cache import LocalCache
 from runtime_svc.acquire.machine import MachineFacts
 from runtime_svc.acquire.measurement import MeasurementOptions, NodeMeasurements
 from runtime_svc.acquire.negotiate import OfferClient, Wish
+from runtime_svc.acquire.overrides import ConfigOverrides
 from runtime_svc.acquire.roster import Roster
 from runtime_svc.acquire.slots import SlotStore
 from runtime_svc.acquire.updater import Tools
+from runtime_svc.local_repository.control import NodeControl
+from runtime_svc.local_repository.models import LocalModels
+from runtime_svc.local_repository.opening import Opener
+from runtime_svc.local_repository.uploads import Uploads
 from runtime_svc.node_report import NodeIdentity, NodeReporter, address_towards
 from runtime_svc.repository import Repository
+from runtime_svc.response_cache.cache import ResponseCache
+from runtime_svc.response_cache.redis_store import RedisStore
+from runtime_svc.scheduling.fairness import Gate
 from runtime_svc.server import start_inference_server
 from runtime_svc.settings import NodeSettings
 from runtime_svc.shared_memory import SharedMemoryRegions
@@ -79,6 +87,9 @@ class _Node:
         self._channel = channel
         self._repository = Repository()
         self._machine = MachineFacts(settings.data_dir / "fingerprint.json", threads=settings.threads)
+        self._replies = _response_cache(settings)
+        self._repository.wrap_with(lambda model: self._replies.around(model, self._repository))
+        overrides = ConfigOverrides(settings.data_dir / "configurations")
         cache = LocalCache(settings.data_dir, quota_bytes=settings.cache_bytes)
         wish = Wish(settings.node, settings.objective, settings.accuracy_floor, settings.order_builds)
         tools = Tools(
@@ -91,14 +102,33 @@ class _Node:
             ),
             cache=cache,
             slots=SlotStore(settings.data_dir / "slots"),
-            activator=Activator(cache, self._machine.current, settings.trust),
+            activator=Activator(cache, self._machine.current, settings.trust, Gate(settings.engine_threads)),
             repository=self._repository,
             fingerprint=lambda: self._machine.fingerprint,
             trust=settings.trust,
             reconnect=lambda: Backoff(base_s=0.5, cap_s=settings.reconnect_cap_s),
+            overrides=overrides,
         )
         self._reporter: NodeReporter | None = None
-        self._roster = Roster(settings.models, tools, poll_s=settings.model_poll_s, on_change=self._notice_change)
+        self._local = LocalModels(
+            settings.model_repository,
+            Opener(
+                self._repository,
+                settings.trust.mode is TrustMode.ANY,
+                lambda: self._machine.current().threads,
+                gate=tools.activator.gate,
+            ),
+            overrides=overrides,
+            uploads=Uploads(settings.data_dir / "uploads"),
+            taken=lambda name: name in settings.models.models,
+        )
+        self._roster = Roster(
+            settings.models,
+            tools,
+            poll_s=settings.model_poll_s,
+            on_change=self._notice_change,
+            taken=self._local.has,
+        )
         self._measurements = NodeMeasurements(
             tools,
             lambda: self._roster.updaters,
@@ -108,6 +138,7 @@ class _Node:
         )
 
     async def run(self, stop: asyncio.Event, on_started: Callable[[], None]) -> None:
+        self._local.announce()
         await self._roster.announce()
         async with self._servers() as rpc:
             work = asyncio.create_task(self._work(rpc.port, on_started))
@@ -127,6 +158,7 @@ class _Node:
         if not known:
             await self._machine.measure()
         await self._roster.start_from_disk()
+        await self._local.start()
         _log.info("node.started node=%s port=%d models=%d", self._settings.node, port, len(self._repository.serving()))
         on_started()
         if known:
@@ -151,7 +183,7 @@ class _Node:
             rpc = await start_inference_server(
                 self._repository,
                 address=settings.address,
-                control=self._roster,
+                control=NodeControl(self._local, self._roster, self._repository),
                 regions=SharedMemoryRegions(settings.shared_memory_prefix),
                 tracer=tracer,
                 advice="choose another with --address or DOVETAIL_ADDRESS",
@@ -162,7 +194,9 @@ class _Node:
             finally:
                 await rpc.stop(settings.grace_s)
                 await tracer.close()
+                await self._local.close()
                 await self._repository.close()
+                await self._replies.close()
                 _log.info("node.stopped node=%s", settings.node)
 
     @contextmanager
@@ -193,6 +227,11 @@ class _Node:
         if self._reporter is not None:
             self._reporter.notice_change()
         self._measurements.notice_change()
+
+
+def _response_cache(settings: NodeSettings) -> ResponseCache:
+    shared = RedisStore.connect(settings.response_cache_url) if settings.response_cache_url else None
+    return ResponseCache(settings.response_cache_bytes, shared)
 
 
 def _tell_trust(trust: TrustedKeys) -> None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
 
 from dovetail.clock import Clock
 from dovetail.errors import InvalidInputError, NotFoundError, UnavailableError
+from runtime_svc.scheduling.base import Scheduler
 from runtime_svc.served_model import ServedModel
 from runtime_svc.statistics import ModelStatistics
 
@@ -32,26 +32,6 @@ class ModelState(StrEnum):
     READY = "READY"
     UNLOADING = "UNLOADING"
     UNAVAILABLE = "UNAVAILABLE"
-
-
-class ModelControl(Protocol):
-    """Takes models into and out of service on a caller's demand; the acquire layer is one."""
-
-    async def load(self, name: str, version: int | None) -> None:
-        """Have that model (its newest version if None) in service when this returns.
-
-        Raises:
-            DovetailError: It could not be; what served before still serves.
-        """
-        ...
-
-    async def unload(self, name: str) -> None:
-        """Have no version of that model in service when this returns.
-
-        Raises:
-            NotFoundError: It is not known here.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +50,7 @@ class _Slot:
     state: ModelState = ModelState.LOADING
     reason: str = ""
     model: ServedModel | None = None
+    needs: tuple[tuple[str, str], ...] = ()  # of a pipeline: the models of its steps, by name and version
 
 
 class Repository:
@@ -86,6 +67,11 @@ class Repository:
         self._listeners: list[Callable[[str], None]] = []
         self._closing: set[asyncio.Task[None]] = set()
         self._open = True
+        self._wrap: Callable[[ServedModel], Scheduler] = lambda model: model.scheduler
+
+    def wrap_with(self, wrap: Callable[[ServedModel], Scheduler]) -> None:
+        """Have every model's scheduler replaced by what `wrap` makes of it, just before the model serves."""
+        self._wrap = wrap
 
     def add_listener(self, on_change: Callable[[str], None]) -> None:
         """Have `on_change` called with a model's name after any change of its versions' states."""
@@ -103,6 +89,11 @@ class Repository:
         slot = self._slot(name, version)
         if slot.model is None:
             slot.state, slot.reason = ModelState.UNAVAILABLE, reason
+            self._notify(name)
+
+    def touch(self, name: str) -> None:
+        """Tell the listeners that a model that serves may have died or come back; see `ServedModel.alive`."""
+        if name in self._slots:
             self._notify(name)
 
     def remark(self, name: str, version: int, text: str) -> None:
@@ -127,6 +118,10 @@ class Repository:
         replaced, slot.model = slot.model, model
         slot.state, slot.reason = ModelState.READY, ""
         model.statistics = slot.statistics
+        if replaced is not None:
+            model.succeed(replaced)
+        model.scheduler = self._wrap(model)
+        slot.needs = _steps_of(model)
         _log.info(
             "model.installed model=%s version=%d artifact=%s recipe=%s", facts.name, facts.version,
             facts.artifact_key[:12], facts.recipe,
@@ -145,7 +140,7 @@ class Repository:
         leaving: list[tuple[_Slot, ServedModel | None]] = []
         for slot in versions.values():
             leaving.append((slot, slot.model))
-            slot.model, slot.state, slot.reason = None, ModelState.UNLOADING, ""
+            slot.model, slot.state, slot.reason, slot.needs = None, ModelState.UNLOADING, "", ()
         self._notify(name)
         await asyncio.gather(*(model.close() for _, model in leaving if model is not None))
         for slot, _ in leaving:
@@ -154,6 +149,15 @@ class Repository:
                 slot.statistics = ModelStatistics(self._clock)
         self._notify(name)
         _log.info("model.unloaded model=%s versions=%d", name, len(leaving))
+
+    def forget(self, name: str, version: int) -> None:
+        """Show a version no longer, because it is nowhere any more; one that serves is left as it is."""
+        versions = self._slots.get(name, {})
+        if version in versions and versions[version].model is None:
+            del versions[version]
+            if not versions:
+                del self._slots[name]
+            self._notify(name)
 
     def resolve(self, name: str, version_text: str = "") -> ServedModel:
         """The model that answers for that name and version; the newest that serves if the text is empty.
@@ -171,11 +175,19 @@ class Repository:
             slot = self._known(name, version)
             if slot.model is None:
                 raise UnavailableError(f"Request for unknown model: '{name}' version {version} is not at ready state")
+            if slot.needs and (missing := self._missing(slot)):
+                raise UnavailableError(_waits(name, version, missing))
             return slot.model
+        waiting = ""
         for version in sorted(versions, reverse=True):
-            model = versions[version].model
-            if model is not None:
-                return model
+            slot = versions[version]
+            if slot.model is None:
+                continue
+            if not slot.needs or not (missing := self._missing(slot)):
+                return slot.model
+            waiting = waiting or _waits(name, version, missing)
+        if waiting:
+            raise UnavailableError(waiting)
         raise NotFoundError(f"Request for unknown model: '{name}' has no available versions")
 
     @contextmanager
@@ -186,22 +198,21 @@ class Repository:
             yield model
 
     def serves(self, name: str, version_text: str = "") -> bool:
-        """True if `resolve` would find it.
+        """True if `resolve` would find it, and it is not about to come back from an accident.
 
         Raises:
             InvalidInputError: The version is not a number.
         """
         try:
-            self.resolve(name, version_text)
+            return self.resolve(name, version_text).alive()
         except (NotFoundError, UnavailableError):
             return False
-        return True
 
     def ready(self) -> bool:
         """True while open and every model that is needed (see `tolerate`) and not unloaded on purpose serves."""
         return self._open and all(
             name in self._tolerated
-            or any(slot.model is not None for slot in versions.values())
+            or any(self._answers(slot) for slot in versions.values())
             or all(slot.reason == UNLOADED for slot in versions.values())
             for name, versions in self._slots.items()
         )
@@ -218,10 +229,22 @@ class Repository:
     def index(self) -> list[IndexEntry]:
         """All versions, by name and number."""
         return [
-            IndexEntry(name, version, slot.state, slot.reason)
+            self._entry(name, version, slot)
             for name, versions in sorted(self._slots.items())
             for version, slot in sorted(versions.items())
         ]
+
+    def users_of(self, name: str) -> set[str]:
+        """The pipelines in service of which that model is a step."""
+        return {
+            user
+            for user, versions in self._slots.items()
+            if any(name == needed for slot in versions.values() for needed, _ in slot.needs)
+        }
+
+    def steps_of(self, name: str) -> set[str]:
+        """The models that are steps of that pipeline, in any version of it."""
+        return {needed for slot in self._slots.get(name, {}).values() for needed, _ in slot.needs}
 
     def serving(self) -> list[ServedModel]:
         """All models in service, by name and version; unlike the rest, it may be called from any thread.
@@ -242,8 +265,12 @@ class Repository:
     async def close(self) -> None:
         """Take everything out of service; returns when all requests are done and all sessions freed."""
         self._open = False
-        for name in list(self._slots):
-            await self.unload(name)
+        left = set(self._slots)
+        while left:  # pipelines before their steps, so that what runs in them can end
+            free: Collection[str] = {name for name in left if not self.users_of(name)} or left
+            left = left - set(free)
+            for name in sorted(free):
+                await self.unload(name)
         await self.drained()
 
     def _slot(self, name: str, version: int) -> _Slot:
@@ -269,9 +296,38 @@ class Repository:
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
 
+    def _answers(self, slot: _Slot) -> bool:
+        return slot.model is not None and slot.model.alive() and not self._missing(slot)
+
+    def _entry(self, name: str, version: int, slot: _Slot) -> IndexEntry:
+        if slot.model is not None and (missing := self._missing(slot)):
+            return IndexEntry(name, version, ModelState.UNAVAILABLE, f"its step '{missing}' does not serve")
+        if slot.model is not None and not slot.model.alive():
+            return IndexEntry(name, version, ModelState.UNAVAILABLE, "its process died and is started again")
+        return IndexEntry(name, version, slot.state, slot.reason)
+
+    def _missing(self, slot: _Slot) -> str:
+        """A model that a pipeline needs and that does not serve; "" if there is none."""
+        return next((needed for needed, version in slot.needs if not self.serves(needed, version)), "")
+
     def _notify(self, name: str) -> None:
         for listener in self._listeners:
             listener(name)
+        for user in self.users_of(name):  # its own state may have changed with its step's
+            self._notify(user)
+
+
+def _steps_of(model: ServedModel) -> tuple[tuple[str, str], ...]:
+    pipeline = model.config.pipeline
+    steps = pipeline.steps if pipeline is not None else ()
+    return tuple(dict.fromkeys((step.model, str(step.version or "")) for step in steps))
+
+
+def _waits(name: str, version: int, missing: str) -> str:
+    return (
+        f"Request for unknown model: '{name}' version {version} is not at ready state: its step '{missing}' does not"
+        " serve"
+    )
 
 
 def parse_version(text: str) -> int:

@@ -1,93 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A loaded artifact in service: its facts, its queue, its engine instances.
+"""A model in service: its facts, its configuration, its scheduler, its figures.
 
 The acquire layer builds one from verified files and hands it to the repository; the protocol servicer leases it for
-the time of one request. What it does not know: where artifacts come from, and any protocol.
+the time of one request. What it does not know: where artifacts come from, any protocol, and how requests are queued.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TypeVar
+from contextlib import aclosing, contextmanager
+from typing import TypeVar, cast
 
-from dovetail.clock import Clock
-from dovetail.digest import check_name
+from dovetail.clock import Clock, SystemClock
 from dovetail.engines.base import Session
-from dovetail.errors import InvalidInputError
-from dovetail.tensor import Array, TensorSpec
-from runtime_svc.batcher import DEFAULT_QUEUE_ROWS, Batcher, InferenceRequest
-from runtime_svc.instance import Instance
+from dovetail.errors import DeadlineError, EngineError, InvalidInputError, UnavailableError
+from dovetail.tensor import Array
+from runtime_svc.configuration.serving_config import ServingConfig
+from runtime_svc.model_facts import ModelFacts
+from runtime_svc.scheduling.base import Scheduler, SchedulerParts
+from runtime_svc.scheduling.choice import start_scheduler
+from runtime_svc.scheduling.fairness import Gate
+from runtime_svc.scheduling.policy import check_config
+from runtime_svc.scheduling.request import InferenceRequest
 from runtime_svc.spare_time import SpareWork
-from runtime_svc.statistics import Execution, ModelStatistics
+from runtime_svc.statistics import Execution, Failure, ModelStatistics, Refusal
+
+__all__ = ["ModelFacts", "ServedModel"]
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """What is known about a loaded artifact, from its manifest.
-
-    Attributes:
-        name: Model.
-        version: Model version, 1 or higher.
-        inputs: Signature; shapes are whole, so the batch axis is in them if `max_batch_size` is above 0.
-        outputs: Likewise.
-        max_batch_size: Most rows that may run at once; 0 if requests must not be batched.
-        artifact_key: Of the artifact.
-        recipe: Name of its recipe.
-        engine: Name of the engine that runs it.
-        platform: What ModelMetadata calls the platform; the engine's name unless something says it better.
-        device: Device of the engine.
-        labels: Other facts to show, such as the precision.
-    """
-
-    name: str
-    version: int
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    max_batch_size: int
-    artifact_key: str
-    recipe: str
-    engine: str
-    platform: str = ""
-    device: str = "cpu"
-    labels: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        check_name(self.name, "model name")
-        if self.version < 1:
-            raise InvalidInputError(f"version of model '{self.name}' is {self.version}; expected 1 or higher")
-        if self.max_batch_size < 0:
-            raise InvalidInputError(f"max_batch_size of model '{self.name}' is {self.max_batch_size}; expected >= 0")
-        if self.max_batch_size and any(not spec.shape for spec in self.inputs):
-            raise InvalidInputError(f"model '{self.name}' has an input without axes, so its max_batch_size must be 0")
-
-
 class ServedModel:
-    """One loaded artifact that answers requests. Belongs to the event loop that started it.
+    """One model that answers requests. Belongs to the event loop that started it.
+
+    Args:
+        facts: What it is, as it is under the configuration.
+        scheduler: Runs its requests; the model closes it.
+        config: How it is served.
 
     Attributes:
         facts: See ModelFacts.
+        config: See ServingConfig.
+        scheduler: Runs the requests. A wrapper (a response cache) may be put around it before the model is installed.
         statistics: Where runs are recorded. Its own until it is installed in a repository, so that warm-up and
             goldens do not count; from then on the model version's.
         load_ms: Time from verified files to a ready session; 0 if nobody timed it.
+        alive: False while nothing can run it, such as a process that died and is started again; for any thread.
     """
 
-    def __init__(self, facts: ModelFacts, sessions: Sequence[Session], batcher: Batcher) -> None:
+    def __init__(self, facts: ModelFacts, scheduler: Scheduler, config: ServingConfig | None = None) -> None:
         self.facts = facts
+        self.config = config or ServingConfig()
+        self.scheduler = scheduler
         self.statistics = ModelStatistics()
         self.load_ms = 0.0
-        self._sessions = tuple(sessions)
-        self._batcher = batcher
-        self._instances = [
-            Instance(session, batcher, name=f"{facts.name}-{facts.version}-{index}", on_executed=self._record)
-            for index, session in enumerate(self._sessions)
-        ]
+        self.alive: Callable[[], bool] = lambda: True
         self._closing: asyncio.Future[None] | None = None
         self._leases = 0
         self._unused = asyncio.Event()
@@ -98,38 +68,53 @@ class ServedModel:
         cls,
         facts: ModelFacts,
         sessions: Sequence[Session],
-        *,
-        max_queue_rows: int = DEFAULT_QUEUE_ROWS,
+        config: ServingConfig | None = None,
         clock: Clock | None = None,
+        gate: Gate | None = None,
     ) -> ServedModel:
-        """Put loaded sessions into service, one thread each; it owns them from now on.
+        """Put loaded sessions into service with the scheduler that the configuration asks for; it owns them now.
 
         Args:
-            facts: What they are.
+            facts: What they are, as the artifact says.
             sessions: One or more of the same artifact. A session that says it is concurrent may be named twice.
-            max_queue_rows: Most rows that wait.
+            config: How to serve them.
             clock: Judges deadlines.
+            gate: Shared by the models of the process; None: this one has the processor for itself.
 
         Raises:
-            InvalidInputError: There is no session.
+            InvalidInputError: There is no session, or the configuration does not fit the facts.
         """
         if not sessions:
             raise InvalidInputError(f"model '{facts.name}' has no session to run it")
-        batcher = Batcher(facts.name, max_batch_size=facts.max_batch_size, max_queue_rows=max_queue_rows, clock=clock)
-        model = cls(facts, sessions, batcher)
-        for instance in model._instances:
-            instance.start()
+        config = config or ServingConfig()
+        check_config(facts, config)
+        facts = facts.served_as(config)
+        model: ServedModel
+
+        def record(execution: Execution) -> None:
+            model.statistics.record_execution(execution)
+
+        def refuse(reason: Refusal) -> None:
+            model.statistics.record_refusal(reason)
+
+        parts = SchedulerParts(facts, tuple(sessions), config, record, clock or SystemClock(), refuse, gate)
+        model = cls(facts, start_scheduler(parts), config)
         return model
 
     @property
     def pending(self) -> int:
-        """Requests that wait for a batch."""
-        return self._batcher.pending
+        """Requests that wait for a run."""
+        return self.scheduler.pending
 
     @property
     def instances(self) -> int:
         """Engine instances, each with its thread."""
-        return len(self._instances)
+        return self.scheduler.instances
+
+    @property
+    def decoupled(self) -> bool:
+        """True if a request has any number of replies, so that only `responses` gives them."""
+        return self.config.decoupled
 
     @contextmanager
     def lease(self) -> Iterator[None]:
@@ -143,27 +128,48 @@ class ServedModel:
             if self._leases == 0:
                 self._unused.set()
 
-    async def infer(self, request: InferenceRequest) -> dict[str, Array]:
-        """Outputs for a checked request, by name; arrays are the caller's.
+    async def infer(self, request: InferenceRequest) -> Mapping[str, Array]:
+        """Outputs for a checked request, by name.
 
         Raises:
-            InvalidInputError: It has more rows than the model takes.
-            UnavailableError: The queue is full, or it waited longer than it wanted to.
-            DeadlineError: The caller's deadline passed while it waited.
-            EngineError: The engine failed.
+            As `Scheduler.infer`.
         """
         started_ns = time.perf_counter_ns()
         try:
-            return await self._batcher.infer(request)
-        except BaseException:
-            self.statistics.record_failure(time.perf_counter_ns() - started_ns)
+            return await self.scheduler.infer(request)
+        except BaseException as error:
+            self.statistics.record_failure(time.perf_counter_ns() - started_ns, _failure(error))
+            raise
+
+    async def responses(self, request: InferenceRequest) -> AsyncGenerator[Mapping[str, Array], None]:
+        """All replies to a checked request, one for a model that is not decoupled; see `Scheduler.responses`.
+
+        Closing it before its end tells the scheduler that the caller is gone.
+
+        Raises:
+            As `Scheduler.infer`.
+        """
+        started_ns = time.perf_counter_ns()
+        try:
+            replies = cast("AsyncGenerator[Mapping[str, Array], None]", self.scheduler.responses(request))
+            async with aclosing(replies):
+                async for reply in replies:
+                    yield reply
+        except BaseException as error:
+            self.statistics.record_failure(time.perf_counter_ns() - started_ns, _failure(error))
             raise
 
     def offer_spare(self, work: Callable[[Session], T]) -> Future[T]:
         """Have an engine thread call `work` as soon as no request is queued; for any thread. See `spare_time`."""
         spare = SpareWork(work)
-        self._batcher.offer_spare(spare)
+        self.scheduler.offer_spare(spare)
         return spare.future
+
+    def succeed(self, replaced: ServedModel) -> None:
+        """Have sequences that began on the model that this one replaces go on there; before either is closed."""
+        take_over = getattr(self.scheduler, "take_over", None)
+        if take_over is not None:
+            take_over(replaced.scheduler)
 
     async def close(self) -> None:
         """Let leases end and the queue drain, then stop the threads and free the sessions, off the event loop.
@@ -171,19 +177,17 @@ class ServedModel:
         May be called more than once; cancelling the caller does not stop it.
         """
         if self._closing is None:
-            self._closing = asyncio.ensure_future(self._drain_and_release())
+            self._closing = asyncio.ensure_future(self._drain_and_close())
         await asyncio.shield(self._closing)
 
-    async def _drain_and_release(self) -> None:
+    async def _drain_and_close(self) -> None:
         await self._unused.wait()
-        self._batcher.close()
-        await asyncio.to_thread(self._release)
+        await self.scheduler.close()
 
-    def _release(self) -> None:
-        for instance in self._instances:
-            instance.join()
-        for session in {id(session): session for session in self._sessions}.values():
-            session.close()
 
-    def _record(self, execution: Execution) -> None:
-        self.statistics.record_execution(execution)
+def _failure(error: BaseException) -> Failure:
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return Failure.CANCELED
+    if isinstance(error, UnavailableError | DeadlineError):
+        return Failure.REJECTED
+    return Failure.BACKEND if isinstance(error, EngineError) else Failure.OTHER

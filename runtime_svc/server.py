@@ -12,15 +12,16 @@ from dovetail.clock import Clock
 from dovetail.pb import oip
 from dovetail.rpc.server import RpcServer, ServerOptions
 from runtime_svc.log_control import LogControl
+from runtime_svc.model_control import ModelControl
+from runtime_svc.protocol.grpc_aio import MAX_MESSAGE_BYTES, inference_handler
+from runtime_svc.protocol.inference import InferenceCore
 from runtime_svc.protocol.memory_servicer import SharedMemoryServicer
 from runtime_svc.protocol.metadata import EXTENSIONS, SYSTEM_SHARED_MEMORY
-from runtime_svc.protocol.servicer import InferenceServicer
+from runtime_svc.protocol.servicer import ModelServicer
 from runtime_svc.protocol.settings_servicer import SettingsServicer
-from runtime_svc.repository import ModelControl, Repository
+from runtime_svc.repository import Repository
 from runtime_svc.shared_memory import SharedMemoryRegions
 from runtime_svc.trace import Tracer
-
-MAX_MESSAGE_BYTES = 256 << 20  # gRPC's own 4 MiB would refuse ordinary image batches; clients allow up to 2 GiB
 
 
 async def start_inference_server(
@@ -44,7 +45,7 @@ async def start_inference_server(
         repository: Stays the caller's: close it after the server is stopped.
         address: `host:port`; port 0 takes a free one.
         control: Loads and unloads models for callers; None refuses both.
-        options: Limits; messages up to 256 MiB by default.
+        options: Limits; messages up to what gRPC can carry by default.
         clock: Judges deadlines; the models must use the same.
         regions: Shared memory that tensors may lie in; by default clients may register what is meant for it.
         tracer: Traces requests, and stays the caller's to close; None: they cannot be traced.
@@ -59,17 +60,16 @@ async def start_inference_server(
     rpc = RpcServer(options or ServerOptions(max_message_bytes=MAX_MESSAGE_BYTES))
     regions, tracer = regions or SharedMemoryRegions(), tracer or Tracer()
     servicers = (
-        InferenceServicer(
+        ModelServicer(
             repository,
             extensions=(*EXTENSIONS, SYSTEM_SHARED_MEMORY) if regions.enabled else EXTENSIONS,
-            regions=regions,
-            tracer=tracer,
             control=control,
-            clock=clock,
         ),
         SharedMemoryServicer(regions),
         SettingsServicer(repository, tracer, logs or LogControl()),
     )
+    core = InferenceCore(repository, regions=regions, tracer=tracer, clock=clock)
+    rpc.server.add_generic_rpc_handlers([inference_handler(core)])
     rpc.server.add_generic_rpc_handlers([oip.generic_handler(servicer) for servicer in servicers])
     rpc.serve(oip.SERVICE, pool=oip.pool())
     await rpc.start(address, advice=advice, port_file=port_file)

@@ -16,10 +16,12 @@ from dovetail.errors import InvalidInputError
 from dovetail.log import LEVELS
 from dovetail.rpc.address import check_address
 from dovetail.settings import SettingsReader, host_identifier
+from dovetail.store.redis_address import public_address
 from dovetail.trust.key_files import TrustedKeys
 from dovetail.trust.policy import TrustMode
 from runtime_svc.acquire.negotiate import OBJECTIVES
 from runtime_svc.acquire.roster import Wanted
+from runtime_svc.response_cache.cache import DEFAULT_BYTES
 from runtime_svc.shared_memory import ANY_PREFIX, DEFAULT_PREFIX
 from runtime_svc.shared_memory_object import object_name
 
@@ -29,6 +31,7 @@ FLAGS: Mapping[str, str] = {
     "compiler": "address of the compiler service, host:port",
     "data-dir": "directory of this node's artifacts; nobody else may use it",
     "models": "what to serve: * for all, or names with optional versions, digits,resnet50@3",
+    "model-repository": "folder of this node's own models: Python models and pipelines",
     "node": "id of this node",
     "address": "where to serve inference, host:port; port 0 takes a free one",
     "advertise": "host:port at which others reach this node, if not the obvious one",
@@ -51,6 +54,7 @@ class NodeSettings:
         fetch_bytes_per_s: Most that all fetches together take from the network; 0: no limit.
         data_dir: Directory of this node's artifacts and journals.
         models: What to serve.
+        model_repository: Folder of the node's own models (DOVETAIL_MODEL_REPOSITORY), or None.
         node: Id of this node; default: host name and role.
         address: host:port of the inference server.
         advertise: host:port at which others reach it; "": found out.
@@ -66,6 +70,10 @@ class NodeSettings:
         model_poll_s: How often new registered models are looked for, where all are wanted.
         shared_memory_prefix: How the names of shared memory objects begin that clients may register
             (DOVETAIL_SHARED_MEMORY_PREFIX): "*" for any, "off" (here: "") for none.
+        engine_threads: Threads of engines that run at once while several models are busy (DOVETAIL_ENGINE_THREADS); 0:
+            one for each usable core.
+        response_cache_bytes: Most that replies in memory take, of models that allow it; 0: none there.
+        response_cache_url: Redis that replies are shared through (see `dovetail.store.redis_address`), "" for none.
         trace_file: Where traces of requests go once a client switches them on (DOVETAIL_TRACE_FILE), or None.
         reconnect_cap_s: Longest pause between attempts to reach the compiler service.
         grace_s: How long running requests may go on after SIGTERM (DOVETAIL_STOP_GRACE_S).
@@ -80,6 +88,7 @@ class NodeSettings:
     fetch_bytes_per_s: int
     data_dir: Path
     models: Wanted
+    model_repository: Path | None
     node: str
     address: str
     advertise: str
@@ -93,6 +102,9 @@ class NodeSettings:
     measure: bool
     model_poll_s: float
     shared_memory_prefix: str
+    engine_threads: int
+    response_cache_bytes: int
+    response_cache_url: str
     trace_file: Path | None
     reconnect_cap_s: float
     grace_s: float
@@ -121,6 +133,7 @@ class NodeSettings:
             fetch_bytes_per_s=read.integer("DOVETAIL_FETCH_BYTES_PER_S", 0, low=0, high=1 << 40),
             data_dir=data_dir,
             models=read.checked("DOVETAIL_MODELS", "*", Wanted.parse),
+            model_repository=read.optional_path("DOVETAIL_MODEL_REPOSITORY"),
             node=read.checked("DOVETAIL_NODE", f"{host_identifier()}-{role}", lambda text: check_name(text, "node id")),
             address=read.checked("DOVETAIL_ADDRESS", "0.0.0.0:8001", check_address),
             advertise=read.checked("DOVETAIL_ADVERTISE", "", lambda text: check_address(text) if text else ""),
@@ -137,6 +150,9 @@ class NodeSettings:
             measure=read.flag("DOVETAIL_MEASURE", default=True),
             model_poll_s=read.number("DOVETAIL_MODEL_POLL_S", 5.0, low=0.05, high=3600.0),
             shared_memory_prefix=read.checked("DOVETAIL_SHARED_MEMORY_PREFIX", DEFAULT_PREFIX, _shared_memory_prefix),
+            engine_threads=read.integer("DOVETAIL_ENGINE_THREADS", 0, low=0, high=1024),
+            response_cache_bytes=read.integer("DOVETAIL_RESPONSE_CACHE_BYTES", DEFAULT_BYTES, low=0, high=1 << 40),
+            response_cache_url=read.checked("DOVETAIL_RESPONSE_CACHE_URL", "", _redis_address),
             trace_file=read.optional_path("DOVETAIL_TRACE_FILE"),
             reconnect_cap_s=read.number("DOVETAIL_RECONNECT_CAP_S", 30.0, low=0.05, high=3600.0),
             grace_s=read.number("DOVETAIL_STOP_GRACE_S", 5.0, low=0.0, high=600.0),
@@ -150,6 +166,12 @@ class NodeSettings:
 
 def _addresses(text: str) -> tuple[str, ...]:
     return tuple(check_address(word.strip()) for word in text.split(",") if word.strip())
+
+
+def _redis_address(text: str) -> str:
+    if text:
+        public_address(text)
+    return text
 
 
 def _shared_memory_prefix(text: str) -> str:

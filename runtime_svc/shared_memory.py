@@ -94,6 +94,9 @@ class RegionWindow:
 class SharedMemoryRegions:
     """All regions of a server. Belongs to its event loop; windows may be used from any thread.
 
+    Attributes:
+        changes: How often a region was registered or forgotten; while it stays the same, so do windows.
+
     Args:
         prefix: How the name of an object must begin, after its slash; "*" for any, "" for none at all.
         folder: Where the system keeps shared memory objects.
@@ -103,6 +106,7 @@ class SharedMemoryRegions:
         self._prefix = prefix
         self._folder = folder
         self._regions: dict[str, Region] = {}
+        self.changes = 0
 
     @property
     def enabled(self) -> bool:
@@ -131,10 +135,12 @@ class SharedMemoryRegions:
         if memory is None or not byte_size or offset + byte_size > memory.size_bytes:
             raise InvalidInputError(f"failed to register shared memory region '{name}': invalid args")
         self._regions[name] = Region(name, key, offset, byte_size, memory)
+        self.changes += 1
         _log.info("shared_memory.registered region=%r key=%r size_bytes=%d", name, key, byte_size)
 
     def unregister(self, name: str) -> None:
         """Forget the region; requests that already use it finish. Nothing happens if there is none, as in Triton."""
+        self.changes += 1
         if self._regions.pop(name, None) is not None:
             _log.info("shared_memory.unregistered region=%r", name)
 

@@ -6,13 +6,16 @@ It is apart so that an artifact can be swapped without its model's figures start
 
 Source: Triton Inference Server, statistics extension: a request counts once in `success`, `queue` and `compute_*`
 (each request is charged the whole duration of its batch), `inference_count` counts rows, `execution_count` counts runs.
+A cache hit counts in `success`, `queue` and `cache_hit` only.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from enum import StrEnum
 
 from dovetail.clock import Clock, SystemClock
 
@@ -24,10 +27,6 @@ class Duration:
     count: int = 0
     ns: int = 0
 
-    def plus(self, ns: int, times: int = 1) -> Duration:
-        """With `times` more events of `ns` nanoseconds each."""
-        return Duration(self.count + times, self.ns + ns * times)
-
 
 @dataclass(frozen=True, slots=True)
 class BatchDurations:
@@ -38,16 +37,38 @@ class BatchDurations:
     compute_output: Duration = Duration()
 
 
+class Refusal(StrEnum):
+    """Why a request ended without a run."""
+
+    QUEUE_FULL = "queue_full"
+    TIMEOUT = "timeout"
+    DEADLINE = "deadline"
+    PREDICTED = "predicted"
+    CANCELLED = "cancelled"
+
+
+class Failure(StrEnum):
+    """Why a request has no answer, in the words of Triton's metrics."""
+
+    REJECTED = "REJECTED"
+    CANCELED = "CANCELED"
+    BACKEND = "BACKEND"
+    OTHER = "OTHER"
+
+
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """One run of the engine.
+    """One run of the engine, or with `runs` 0 the end of a request that took several.
 
     Attributes:
-        rows: Rows of the whole batch.
-        queue_ns: For each request, from arrival to the start of the batch.
+        rows: Rows of the whole batch, without padding.
+        queue_ns: For each request that ends with the run, from arrival to the start of its first batch.
         input_ns: Gathering the rows.
         infer_ns: In the engine.
         output_ns: Scattering the rows.
+        runs: 1; 0 if the runs were told of apart.
+        padding: Rows that were run beyond those.
+        closed_by: Why the batch had no more requests; "" if it was none.
     """
 
     rows: int
@@ -55,11 +76,9 @@ class Execution:
     input_ns: int
     infer_ns: int
     output_ns: int
-
-    @property
-    def compute_ns(self) -> int:
-        """From the start of the batch to its end."""
-        return self.input_ns + self.infer_ns + self.output_ns
+    runs: int = 1
+    padding: int = 0
+    closed_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +94,37 @@ class Snapshot:
     compute_input: Duration = Duration()
     compute_infer: Duration = Duration()
     compute_output: Duration = Duration()
+    cache_hit: Duration = Duration()
+    cache_miss: Duration = Duration()
+    padded_rows: int = 0
     batches: Mapping[int, BatchDurations] = field(default_factory=dict)
+    closings: Mapping[str, int] = field(default_factory=dict)
+    refusals: Mapping[Refusal, int] = field(default_factory=dict)
+    failures: Mapping[Failure, int] = field(default_factory=dict)
+
+
+class _Sum:
+    """A Duration that grows; a frozen one for each request would cost more than everything else here."""
+
+    __slots__ = ("count", "ns")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.ns = 0
+
+    def add(self, count: int, ns: int) -> None:
+        self.count += count
+        self.ns += ns
+
+    def now(self) -> Duration:
+        return Duration(self.count, self.ns)
+
+
+class _BatchSums:
+    __slots__ = ("infer", "input", "output")
+
+    def __init__(self) -> None:
+        self.input, self.infer, self.output = _Sum(), _Sum(), _Sum()
 
 
 class ModelStatistics:
@@ -84,41 +133,87 @@ class ModelStatistics:
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
-        self._figures = Snapshot()
-        self._batches: dict[int, BatchDurations] = {}
+        self._last_ms = self._rows = self._runs = self._padded_rows = 0
+        self._success, self._fail, self._queue = _Sum(), _Sum(), _Sum()
+        self._input, self._infer, self._output = _Sum(), _Sum(), _Sum()
+        self._cache_hit, self._cache_miss = _Sum(), _Sum()
+        self._batches: dict[int, _BatchSums] = {}
+        self._closings: Counter[str] = Counter()
+        self._refusals: Counter[Refusal] = Counter()
+        self._failures: Counter[Failure] = Counter()
 
     def record_execution(self, execution: Execution) -> None:
         """Add a run of the engine that succeeded, with the requests it served."""
-        requests = len(execution.queue_ns)
-        queue_ns = sum(execution.queue_ns)
+        requests, queue_ns = len(execution.queue_ns), sum(execution.queue_ns)
+        input_ns, infer_ns, output_ns = execution.input_ns, execution.infer_ns, execution.output_ns
+        now_ms = self._clock.wall_ms()
         with self._lock:
-            old = self._figures
-            self._figures = replace(
-                old,
-                last_inference_ms=self._clock.wall_ms(),
-                inference_count=old.inference_count + execution.rows,
-                execution_count=old.execution_count + 1,
-                success=Duration(
-                    old.success.count + requests, old.success.ns + queue_ns + requests * execution.compute_ns
-                ),
-                queue=Duration(old.queue.count + requests, old.queue.ns + queue_ns),
-                compute_input=old.compute_input.plus(execution.input_ns, requests),
-                compute_infer=old.compute_infer.plus(execution.infer_ns, requests),
-                compute_output=old.compute_output.plus(execution.output_ns, requests),
-            )
-            batch = self._batches.get(execution.rows, BatchDurations())
-            self._batches[execution.rows] = BatchDurations(
-                batch.compute_input.plus(execution.input_ns),
-                batch.compute_infer.plus(execution.infer_ns),
-                batch.compute_output.plus(execution.output_ns),
-            )
+            self._last_ms = now_ms
+            self._rows += execution.rows
+            self._runs += execution.runs
+            self._padded_rows += execution.padding
+            self._success.add(requests, queue_ns + requests * (input_ns + infer_ns + output_ns))
+            self._queue.add(requests, queue_ns)
+            self._input.add(requests, requests * input_ns)
+            self._infer.add(requests, requests * infer_ns)
+            self._output.add(requests, requests * output_ns)
+            if not execution.runs:
+                return
+            if execution.closed_by:
+                self._closings[execution.closed_by] += 1
+            batch = self._batches.get(execution.rows)
+            if batch is None:
+                batch = self._batches[execution.rows] = _BatchSums()
+            batch.input.add(1, input_ns)
+            batch.infer.add(1, infer_ns)
+            batch.output.add(1, output_ns)
 
-    def record_failure(self, duration_ns: int) -> None:
+    def record_failure(self, duration_ns: int, failure: Failure = Failure.OTHER) -> None:
         """Add a request that was refused, dropped or failed after `duration_ns` nanoseconds."""
         with self._lock:
-            self._figures = replace(self._figures, fail=self._figures.fail.plus(duration_ns))
+            self._fail.add(1, duration_ns)
+            self._failures[failure] += 1
+
+    def record_refusal(self, reason: Refusal) -> None:
+        """Say why a request ended without a run; that it failed is told apart."""
+        with self._lock:
+            self._refusals[reason] += 1
+
+    def record_cache_hit(self, duration_ns: int) -> None:
+        """Add a request that was answered from the response cache: it succeeded, without a run."""
+        now_ms = self._clock.wall_ms()
+        with self._lock:
+            self._last_ms = now_ms
+            self._success.add(1, duration_ns)
+            self._queue.add(1, 0)
+            self._cache_hit.add(1, duration_ns)
+
+    def record_cache_miss(self, duration_ns: int) -> None:
+        """Add a look into the response cache, and the keeping of the answer, that were in vain this time."""
+        with self._lock:
+            self._cache_miss.add(1, duration_ns)
 
     def snapshot(self) -> Snapshot:
         """All figures, consistent with each other."""
         with self._lock:
-            return replace(self._figures, batches=dict(self._batches))
+            return Snapshot(
+                last_inference_ms=self._last_ms,
+                inference_count=self._rows,
+                execution_count=self._runs,
+                success=self._success.now(),
+                fail=self._fail.now(),
+                queue=self._queue.now(),
+                compute_input=self._input.now(),
+                compute_infer=self._infer.now(),
+                compute_output=self._output.now(),
+                cache_hit=self._cache_hit.now(),
+                cache_miss=self._cache_miss.now(),
+                padded_rows=self._padded_rows,
+                batches={
+                    rows: BatchDurations(sums.input.now(), sums.infer.now(), sums.output.now())
+                    for rows, sums in self._batches.items()
+                },
+                closings=dict(self._closings),
+                refusals=dict(self._refusals),
+                failures=dict(self._failures),
+            )

@@ -22,7 +22,8 @@ from dovetail.clock import Clock
 from dovetail.pb import oip
 from dovetail.rpc.server import RpcServer
 from runtime_svc.log_control import LogControl
-from runtime_svc.repository import ModelControl, Repository
+from runtime_svc.model_control import ModelControl
+from runtime_svc.repository import Repository
 from runtime_svc.server import start_inference_server
 from runtime_svc.shared_memory import SharedMemoryRegions
 from runtime_svc.trace import Tracer

@@ -12,20 +12,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dovetail.artifact import Manifest
 from dovetail.engines import SessionOptions, create_engine
 from dovetail.engines.base import Session
 from dovetail.engines.goldens import Goldens, read_goldens, replay_goldens
-from dovetail.errors import IncompatibleError, OverLimitError
+from dovetail.errors import DovetailError, IncompatibleError, OverLimitError
 from dovetail.fingerprint import Fingerprint
 from dovetail.gate import GateReport
+from dovetail.hardware_class import hardware_class
 from dovetail.trust.key_files import TrustedKeys
+from runtime_svc.acquire.instance_plan import InstancePlan, plan_instances
 from runtime_svc.acquire.local_cache import LocalCache, StoredManifest
 from runtime_svc.acquire.negotiate import check_contract
+from runtime_svc.configuration.serving_config import ServingConfig
+from runtime_svc.scheduling.fairness import Gate
 from runtime_svc.served_model import ModelFacts, ServedModel
 
 _log = logging.getLogger(__name__)
@@ -56,9 +60,16 @@ class Activator:
         cache: Where the files are.
         machine: Says what machine this is; asked anew for every activation.
         trust: Says whose artifacts are taken; asked anew for every activation.
+        gate: What the engine threads of all models pass.
+
+    Attributes:
+        gate: For other models of the process.
     """
 
-    def __init__(self, cache: LocalCache, machine: Callable[[], Machine], trust: TrustedKeys) -> None:
+    def __init__(
+        self, cache: LocalCache, machine: Callable[[], Machine], trust: TrustedKeys, gate: Gate | None = None
+    ) -> None:
+        self.gate = gate or Gate()
         self._cache = cache
         self._machine = machine
         self._trust = trust
@@ -69,8 +80,12 @@ class Activator:
         """True while an artifact is being brought into service."""
         return self._turn.locked()
 
-    async def activate(self, stored: StoredManifest) -> ServedModel:
+    async def activate(self, stored: StoredManifest, config: ServingConfig | None = None) -> ServedModel:
         """A model that serves from now on; whoever gets it closes it.
+
+        Args:
+            stored: The artifact.
+            config: How to serve it; None: as it says itself.
 
         Raises:
             UntrustedError: Nobody whom this machine trusts signed it.
@@ -84,13 +99,25 @@ class Activator:
         """
         async with self._turn:
             machine = self._machine()
-            session, load_ms = await asyncio.to_thread(self._load_proven, stored, machine)
-            model = ServedModel.start(facts_of(stored.manifest), [session])
-            model.load_ms = load_ms
+            manifest = stored.manifest
+            plan = plan_instances(
+                manifest.benchmarks,
+                hardware_class(machine.fingerprint).key,
+                threads=machine.threads,
+                config=config or ServingConfig(),
+            )
+            loaded = await asyncio.to_thread(self._load_proven, stored, machine, plan)
+            config = replace(config or ServingConfig(), instances=len(loaded.sessions), threads=loaded.threads)
+            try:
+                model = ServedModel.start(facts_of(manifest), loaded.sessions, config, gate=self.gate)
+            except DovetailError:
+                await asyncio.to_thread(_close, loaded.sessions)
+                raise
+            model.load_ms = loaded.load_ms
             return model
 
-    def _load_proven(self, stored: StoredManifest, machine: Machine) -> tuple[Session, float]:
-        """All checks in order; blocks. Returns the session and the milliseconds that loading it took."""
+    def _load_proven(self, stored: StoredManifest, machine: Machine, plan: InstancePlan) -> _Loaded:
+        """All checks in order; blocks."""
         started, manifest = time.monotonic(), stored.manifest
         signer = self._trust.policy().check(stored.data, stored.envelope, stored.title)
         check_contract(manifest, machine.fingerprint)
@@ -98,22 +125,23 @@ class Activator:
             check_memory(manifest, machine.available_memory_bytes())
             verified = time.monotonic()
             goldens = read_goldens(files[manifest.goldens_file().name])
-            session, load_ms = _load(manifest, files, machine)
+            loaded = _load_instances(manifest, files, machine, plan)
         try:
-            loaded = time.monotonic()
-            _warm_up(session, goldens)
-            check_goldens(manifest, replay_goldens(session, goldens, manifest.recipe.precision))
+            ready = time.monotonic()
+            for session in {id(session): session for session in loaded.sessions}.values():
+                _warm_up(session, goldens)
+                check_goldens(manifest, replay_goldens(session, goldens, manifest.recipe.precision))
         except BaseException:
-            session.close()
+            _close(loaded.sessions)
             raise
         _log.info(
-            "artifact.proven model=%s version=%d artifact=%s recipe=%s signed_by=%s threads=%d"
+            "artifact.proven model=%s version=%d artifact=%s recipe=%s signed_by=%s instances=%d threads=%d"
             " verify_ms=%.0f load_ms=%.0f goldens_ms=%.0f",
             manifest.model, manifest.version, manifest.artifact_key[:12], manifest.recipe.name,
-            signer or "nobody_trusted", machine.threads,
-            (verified - started) * 1e3, (loaded - verified) * 1e3, (time.monotonic() - loaded) * 1e3,
+            signer or "nobody_trusted", len(loaded.sessions), loaded.threads,
+            (verified - started) * 1e3, (ready - verified) * 1e3, (time.monotonic() - ready) * 1e3,
         )  # fmt: skip
-        return session, load_ms
+        return loaded
 
 
 def check_memory(manifest: Manifest, available_bytes: int) -> None:
@@ -159,13 +187,50 @@ def facts_of(manifest: Manifest) -> ModelFacts:
     )
 
 
-def _load(manifest: Manifest, files: Mapping[str, Path], machine: Machine) -> tuple[Session, float]:
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """Sessions in service, one for each instance.
+
+    Attributes:
+        sessions: The same one several times if it takes several callers at once.
+        threads: Of each instance.
+        load_ms: Time that the first took, without the import of the engine's library.
+    """
+
+    sessions: tuple[Session, ...]
+    threads: int
+    load_ms: float
+
+
+def _load_instances(manifest: Manifest, files: Mapping[str, Path], machine: Machine, plan: InstancePlan) -> _Loaded:
+    """As many instances as planned; one with all threads, if there is no memory for a second session."""
+    session, load_ms = _load(manifest, files, machine, plan)
+    if session.concurrent or plan.instances == 1:
+        return _Loaded((session,) * plan.instances, plan.threads, load_ms)
+    sessions = [session]
+    try:
+        while len(sessions) < plan.instances:
+            check_memory(manifest, machine.available_memory_bytes())
+            sessions.append(_load(manifest, files, machine, InstancePlan(1, plan.threads))[0])
+    except OverLimitError as exc:
+        _log.warning("instances.fewer model=%s planned=%d why=%s", manifest.model, plan.instances, exc)
+        _close(sessions)
+        session, load_ms = _load(manifest, files, machine, InstancePlan(1, machine.threads))
+        return _Loaded((session,), machine.threads, load_ms)
+    except BaseException:
+        _close(sessions)
+        raise
+    return _Loaded(tuple(sessions), plan.threads, load_ms)
+
+
+def _load(manifest: Manifest, files: Mapping[str, Path], machine: Machine, plan: InstancePlan) -> tuple[Session, float]:
     """A session and the milliseconds that loading it took, without the import of the engine's library."""
     contract = manifest.contract
     library = machine.fingerprint.runtime(contract.engine)
     options = SessionOptions.of_contract(
         contract,
-        threads=machine.threads,
+        threads=plan.threads,
+        streams=plan.instances,
         cpu_features=machine.fingerprint.facts.cpu_features,
         library=library.details if library else None,
     )
@@ -173,6 +238,11 @@ def _load(manifest: Manifest, files: Mapping[str, Path], machine: Machine) -> tu
     engine = create_engine(contract.engine)
     started = time.monotonic()
     return engine.load(wanted, options), (time.monotonic() - started) * 1e3
+
+
+def _close(sessions: Sequence[Session]) -> None:
+    for session in {id(session): session for session in sessions}.values():
+        session.close()
 
 
 def _warm_up(session: Session, goldens: Goldens) -> None:

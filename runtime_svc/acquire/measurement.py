@@ -149,7 +149,7 @@ class NodeMeasurements:
                 timer.run_once,
                 hardware_class=here,
                 batch=_rows(feeds[0]) if manifest.max_batch_size == 0 else 1,
-                threads=machine.threads,
+                threads=model.config.threads or machine.threads,
                 clock=timer,
                 load_ms=model.load_ms,
                 budget_s=self._options.budget_s,

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dovetail.digest import check_name
-from dovetail.errors import DovetailError, InvalidInputError, NotFoundError, UnavailableError
+from dovetail.errors import DovetailError, InvalidInputError, NotFoundError, UnavailableError, UnsupportedError
 from runtime_svc.acquire.updater import ModelUpdater, Tools
+from runtime_svc.model_control import LoadOverride
 
 _log = logging.getLogger(__name__)
 
@@ -57,15 +58,24 @@ class Roster:
         tools: For the updaters.
         poll_s: How often new registered models are looked for, if all are wanted.
         on_change: Called when what `updaters` say may have changed.
+        taken: True for names that something else serves here; none of them is followed.
     """
 
     def __init__(
-        self, wanted: Wanted, tools: Tools, *, poll_s: float = 10.0, on_change: Callable[[], None] = lambda: None
+        self,
+        wanted: Wanted,
+        tools: Tools,
+        *,
+        poll_s: float = 10.0,
+        on_change: Callable[[], None] = lambda: None,
+        taken: Callable[[str], bool] = lambda name: False,
     ) -> None:
         self._wanted = wanted
         self._tools = tools
         self._poll_s = poll_s
         self._on_change = on_change
+        self._taken = taken
+        self._passed_over: set[str] = set()
         self._updaters: dict[str, ModelUpdater] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._unloaded: set[str] = set()
@@ -75,6 +85,17 @@ class Roster:
     def updaters(self) -> tuple[ModelUpdater, ...]:
         """By model name."""
         return tuple(self._updaters[name] for name in sorted(self._updaters))
+
+    def follows(self, name: str) -> bool:
+        """True if that name is one of the mesh's here: it serves, or somebody wants it to by name."""
+        known = self._updaters.get(name)
+        return name in self._wanted.models or (known is not None and known.serving is not None)
+
+    async def release(self, name: str) -> None:
+        """Let something else have that name, which `follows` says is free."""
+        if name in self._updaters and not self.follows(name):
+            await self._halt(name)
+            del self._updaters[name]
 
     async def announce(self) -> None:
         """Show every model that is wanted and known by name as loading, so that the node is not ready too early."""
@@ -110,14 +131,51 @@ class Roster:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def load(self, name: str, version: int | None) -> None:
+    async def load(self, name: str, version: int | None, override: LoadOverride | None = None) -> None:
         """Have that model in service when this returns; gives artifacts that failed here another chance.
+
+        Args:
+            name: Of the model.
+            version: Of the model.
+            override: Its `config` says how to serve the model, until it is unloaded.
 
         Raises:
             DovetailError: It could not be; what served before still serves.
         """
         check_name(name, "model name")
         await self._following.wait()  # until what is on disk serves
+        if override is not None and override.files:
+            raise UnsupportedError(f"files of model '{name}', which the compiler service has, cannot be replaced here")
+        config = override.config if override is not None else ""
+        if config and self._serves(name, version):
+            await self._reconfigure(name, config)
+            return
+        before = self._tools.overrides.text(name)
+        if config:
+            self._tools.overrides.put(name, config)
+        try:
+            await self._load(name, version)
+        except DovetailError:
+            if config and before:
+                self._tools.overrides.put(name, before)
+            elif config:
+                self._tools.overrides.drop(name)
+            raise
+
+    def _serves(self, name: str, version: int | None) -> bool:
+        """True if what is asked for serves already."""
+        known = self._updaters.get(name)
+        serving = known.serving if known is not None else None
+        return serving is not None and version in (None, serving.manifest.version)
+
+    async def _reconfigure(self, name: str, config: str) -> None:
+        await self._halt(name)
+        try:
+            await self._updaters[name].reconfigure(config)
+        finally:
+            self._follow(name)
+
+    async def _load(self, name: str, version: int | None) -> None:
         self._unloaded.discard(name)
         known = self._updaters.get(name)
         if known is not None and version is not None and known.version != version:
@@ -133,8 +191,10 @@ class Roster:
             kind = type(updater.error) if updater.error is not None else UnavailableError
             raise kind(f"failed to load '{name}': {updater.problem}")
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str, *, dependents: bool = False) -> None:
         """Have no version of that model in service when this returns; it stays on disk for the next load.
+
+        A configuration that it was loaded with is forgotten. `dependents` means nothing: it is no pipeline.
 
         Raises:
             NotFoundError: It is not known here.
@@ -144,12 +204,26 @@ class Roster:
         self._unloaded.add(name)
         await self._halt(name)
         del self._updaters[name]
+        self._tools.overrides.drop(name)
         await self._tools.repository.unload(name)
         self._on_change()
 
     def _stored(self) -> list[str]:
         stored = self._tools.slots.models()
-        return [name for name in stored if self._wanted.everything or name in self._wanted.models]
+        return [
+            name
+            for name in stored
+            if name in self._wanted.models or (self._wanted.everything and not self._pass_over(name))
+        ]
+
+    def _pass_over(self, name: str) -> bool:
+        """True if something else has that name here; tells once."""
+        if not self._taken(name):
+            return False
+        if name not in self._passed_over:
+            self._passed_over.add(name)
+            _log.warning("models.name_taken model=%s meaning=%r", name, "a local model has that name, and serves")
+        return True
 
     def _add(self, name: str, version: int) -> ModelUpdater:
         if name not in self._updaters:
@@ -179,7 +253,7 @@ class Roster:
         while True:
             try:
                 for name in await self._tools.offers.models():
-                    if name not in self._unloaded:
+                    if name not in self._unloaded and not self._pass_over(name):
                         self._add(name, self._wanted.models.get(name, 0))
                         self._follow(name)
                         self._tolerate(name)

@@ -28,12 +28,15 @@ from dovetail.errors import (
 )
 from dovetail.fingerprint import Fingerprint
 from dovetail.trust.key_files import TrustedKeys
-from runtime_svc.acquire.activate import Activator
+from runtime_svc.acquire.activate import Activator, facts_of
 from runtime_svc.acquire.backoff import Backoff
 from runtime_svc.acquire.fetch import ChunkFetcher
 from runtime_svc.acquire.local_cache import LocalCache, StoredManifest
 from runtime_svc.acquire.negotiate import Ladder, OfferClient, check_contract, check_manifest
+from runtime_svc.acquire.overrides import ConfigOverrides
 from runtime_svc.acquire.slots import SlotState, SlotStore
+from runtime_svc.configuration.override import read_override
+from runtime_svc.configuration.serving_config import ServingConfig
 from runtime_svc.repository import Repository
 
 _log = logging.getLogger(__name__)
@@ -59,6 +62,16 @@ class Tools:
     trust: TrustedKeys
     reconnect: Callable[[], Backoff] = field(default=lambda: Backoff(base_s=0.5, cap_s=30.0))
     retry: Callable[[], Backoff] = field(default=lambda: Backoff(base_s=15.0, cap_s=300.0))
+    overrides: ConfigOverrides = field(default_factory=ConfigOverrides)
+
+    def serving_of(self, stored: StoredManifest) -> ServingConfig | None:
+        """How an artifact is to be served, if a caller wanted it otherwise than it is itself.
+
+        Raises:
+            InvalidInputError: It cannot be served so.
+        """
+        text = self.overrides.text(stored.manifest.model)
+        return read_override(text, facts_of(stored.manifest)) if text else None
 
 
 class ModelUpdater:
@@ -144,6 +157,27 @@ class ModelUpdater:
         if self._ladder is not None:
             self._settled.clear()
             self._offered.set()
+
+    async def reconfigure(self, text: str) -> None:
+        """Serve the same artifact with this configuration from now on; `run` must not be running.
+
+        What serves goes on until the new one does. A failure is no fault of the artifact, so the journal is left alone.
+
+        Raises:
+            DovetailError: It cannot be served so; what served before still serves, as before.
+        """
+        tools, stored = self._tools, self.serving
+        if stored is None:
+            raise UnavailableError(f"model '{self.model}' does not serve: {self.problem or 'it is still loading'}")
+        config = read_override(text, facts_of(stored.manifest))
+        with tools.cache.hold(stored.digest):
+            model = await tools.activator.activate(stored, config)
+        try:
+            tools.repository.install(model)
+        except DovetailError:
+            await model.close()
+            raise
+        tools.overrides.put(self.model, text)
 
     async def _start(self, digest: str) -> bool:
         cache, repository = self._tools.cache, self._tools.repository
@@ -271,9 +305,10 @@ class ModelUpdater:
     async def _serve(self, stored: StoredManifest) -> None:
         """Try an artifact whose files are here, and swap to it; the journal knows before and after."""
         tools, digest = self._tools, stored.digest
+        config = tools.serving_of(stored)  # before the journal: that it does not fit is no fault of the artifact
         await self._record(lambda state: state.begun(digest))
         try:
-            model = await tools.activator.activate(stored)
+            model = await tools.activator.activate(stored, config)
         except FINAL_ERRORS as exc:
             reason = str(exc)
             await self._record(lambda state: state.failed(digest, reason))

@@ -14,6 +14,7 @@ from runtime_svc.served_model import ModelFacts
 SERVER_NAME = "dovetail"
 EXTENSIONS = (
     "classification",
+    "sequence",
     "model_repository",
     "model_repository(unload_dependents)",
     "model_configuration",

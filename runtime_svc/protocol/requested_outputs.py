@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from dovetail.errors import InvalidInputError
 from dovetail.pb import oip
+from runtime_svc.model_facts import ModelFacts
 from runtime_svc.protocol.classification import check_classifiable
 from runtime_svc.protocol.region_parameters import Parameters, read_window
-from runtime_svc.served_model import ModelFacts
 from runtime_svc.shared_memory import RegionWindow, SharedMemoryRegions
 
 CLASSIFICATION = "classification"

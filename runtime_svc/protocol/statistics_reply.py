@@ -24,8 +24,8 @@ def model_statistics(model: ServedModel) -> oip.ModelStatistics:
             compute_input=_duration(figures.compute_input),
             compute_infer=_duration(figures.compute_infer),
             compute_output=_duration(figures.compute_output),
-            cache_hit=oip.StatisticDuration(),
-            cache_miss=oip.StatisticDuration(),
+            cache_hit=_duration(figures.cache_hit),
+            cache_miss=_duration(figures.cache_miss),
         ),
         batch_stats=[_batch(rows, durations) for rows, durations in sorted(figures.batches.items())],
     )

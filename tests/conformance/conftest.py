@@ -13,10 +13,14 @@ import grpc
 import pytest
 
 from dovetail.pb import oip
+from tests.conformance.batching_models import BATCHING_NAMES
 from tests.conformance.dialogue import STREAM_STATUS_HEADER, Asker, SentHeaders, Target
 from tests.conformance.models import MODELS
+from tests.conformance.pipeline_models import PIPELINE_NAMES
+from tests.conformance.sequence_models import SEQUENCE_NAMES
 
 HERE = Path(__file__).parent
+NAMES = (*(model.name for model in MODELS), *PIPELINE_NAMES, *SEQUENCE_NAMES, *BATCHING_NAMES)
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
@@ -74,9 +78,7 @@ def target(address: str, stub: oip.Stub, request: pytest.FixtureRequest) -> Targ
     return Target(
         address,
         own=request.config.getoption("--target", default=None) is None,
-        models=frozenset(
-            model.name for model in MODELS if stub.ModelReady(oip.ModelReadyRequest(name=model.name), timeout=10).ready
-        ),
+        models=frozenset(name for name in NAMES if stub.ModelReady(oip.ModelReadyRequest(name=name), timeout=10).ready),
         extensions=frozenset(stub.ServerMetadata(oip.ServerMetadataRequest(), timeout=10).extensions),
         stream_status=_ends_streams_with_a_status(stub),
     )

@@ -3,8 +3,8 @@
 
     python -m tests.conformance.models FOLDER
 
-writes them as a Triton model repository (`FOLDER/<model>/1/model.onnx` and `config.pbtxt`), for running the suite
-against another server. What each model is for:
+writes them as a Triton model repository (`FOLDER/<model>/1/model.onnx` and `config.pbtxt`, beside it `config.json` for
+ours), for running the suite against another server. What each model is for:
 
 * `identity_<datatype>`: gives back what it gets, of shape (rows, anything); one for each datatype;
 * `add_sub`: two inputs and two outputs;
@@ -15,6 +15,7 @@ against another server. What each model is for:
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -67,11 +68,35 @@ class TestedModel:
         for kind, tensors in (("input", self.inputs), ("output", self.outputs)):
             for name, (datatype, shape) in tensors.items():
                 dims = shape[1:] if self.max_batch_size else shape
-                word = "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
-                lines.append(f'{kind} [ {{ name: "{name}" data_type: {word} dims: {list(dims)} }} ]')
+                lines.append(f'{kind} [ {{ name: "{name}" data_type: {config_type(datatype)} dims: {list(dims)} }} ]')
         if self.max_batch_size:
             lines.append("dynamic_batching { }")
         return "\n".join([*lines, "instance_group [ { kind: KIND_CPU count: 1 } ]", ""])
+
+    def to_config(self) -> dict[str, object]:
+        """Its configuration for our server: the same in the form of JSON."""
+
+        def tensors(named: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[dict[str, object]]:
+            first = 1 if self.max_batch_size else 0
+            return [
+                {"name": name, "data_type": config_type(datatype), "dims": list(shape[first:])}
+                for name, (datatype, shape) in named.items()
+            ]
+
+        return {
+            "name": self.name,
+            "backend": "onnxruntime",
+            "max_batch_size": self.max_batch_size,
+            "input": tensors(self.inputs),
+            "output": tensors(self.outputs),
+            **({"dynamic_batching": {}} if self.max_batch_size else {}),
+            "instance_group": [{"kind": "KIND_CPU", "count": 1}],
+        }
+
+
+def config_type(datatype: str) -> str:
+    """A datatype as configurations call it."""
+    return "TYPE_STRING" if datatype == "BYTES" else f"TYPE_{datatype}"
 
 
 def identity_name(datatype: str) -> str:
@@ -159,6 +184,7 @@ def write_models(folder: Path) -> None:
         version.mkdir(parents=True)
         onnx.save(model.to_onnx(), version / "model.onnx")
         (folder / model.name / "config.pbtxt").write_text(model.to_pbtxt())
+        (folder / model.name / "config.json").write_text(json.dumps(model.to_config()))
 
 
 def _infos(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[onnx.ValueInfoProto]:

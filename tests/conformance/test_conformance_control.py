@@ -159,21 +159,6 @@ def test_a_parameter_of_an_unload_has_its_type(control: oip.Stub) -> None:
 
 @pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize(
-    "parameters", [{"config": {"string_param": "{}"}}, {"file:1/model.onnx": {"bytes_param": b"x"}}]
-)
-def test_nothing_replaces_what_was_compiled_and_measured(
-    control: oip.Stub, asker: Asker, parameters: dict[str, dict[str, object]]
-) -> None:
-    with pytest.raises(grpc.RpcError) as caught:
-        load(control, **parameters)
-
-    assert caught.value.code() is Code.UNIMPLEMENTED
-    assert "push the changed model" in caught.value.details()
-    assert pick(asker) is Code.OK
-
-
-@pytest.mark.usefixtures("ours")
-@pytest.mark.parametrize(
     ("value", "text"),
     [({"int64_param": 0}, "expected int64_param >= 1."), ({"string_param": "1"}, "expected int64_param >= 1.")],
 )

@@ -21,8 +21,8 @@ from runtime_svc.acquire.local_cache import LocalCache
 from runtime_svc.acquire.negotiate import OfferClient, Wish
 from runtime_svc.acquire.slots import SlotStore
 from runtime_svc.acquire.updater import ModelUpdater, Tools
-from runtime_svc.batcher import InferenceRequest
 from runtime_svc.repository import Repository
+from runtime_svc.scheduling.request import InferenceRequest
 from tests.fakes.signing import trust_worker
 from tests.fakes.tiny_artifacts import DigitsArtifact
 

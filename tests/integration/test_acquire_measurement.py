@@ -30,8 +30,8 @@ from runtime_svc.acquire.measurement import MeasurementOptions, NodeMeasurements
 from runtime_svc.acquire.negotiate import OfferClient, Wish
 from runtime_svc.acquire.slots import SlotStore
 from runtime_svc.acquire.updater import ModelUpdater, Tools
-from runtime_svc.batcher import InferenceRequest
 from runtime_svc.repository import Repository
+from runtime_svc.scheduling.request import InferenceRequest
 from tests.fakes.compiler_mesh import compiler_mesh, worker
 from tests.fakes.fake_artifact_cache import FakeArtifactCache
 from tests.fakes.node_process import NodeProcess

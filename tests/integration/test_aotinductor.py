@@ -30,7 +30,7 @@ from dovetail.rules.aotinductor_package import FILE, SIGNATURE, TORCH, Package, 
 from dovetail.tensor import TensorSpec
 from runtime_svc.acquire.local_cache import LocalCache
 from runtime_svc.acquire.updater import ModelUpdater
-from runtime_svc.batcher import InferenceRequest
+from runtime_svc.scheduling.request import InferenceRequest
 from tests.fakes.acquiring_node import NodeMaker
 from tests.fakes.aotinductor_packages import METADATA, doctored
 from tests.fakes.fake_artifact_cache import FakeArtifactCache

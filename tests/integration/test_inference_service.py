@@ -24,8 +24,10 @@ from dovetail.errors import NotFoundError
 from dovetail.pb import oip
 from dovetail.tensor import Array
 from runtime_svc import shared_memory
+from runtime_svc.configuration.serving_config import ServingConfig
 from runtime_svc.log_control import LogControl
-from runtime_svc.protocol import servicer
+from runtime_svc.model_control import LoadOverride
+from runtime_svc.protocol import inference
 from runtime_svc.repository import Repository
 from runtime_svc.served_model import ServedModel
 from runtime_svc.trace import Tracer
@@ -42,7 +44,7 @@ def serve(
     repository: Repository, session: FakeSession, *, version: int = 1, key: str = "a" * 64, max_queue_rows: int = 4096
 ) -> ServedModel:
     facts = facts_for(session, version=version, artifact_key=key)
-    model = ServedModel.start(facts, [session], max_queue_rows=max_queue_rows)
+    model = ServedModel.start(facts, [session], ServingConfig(max_queue_rows=max_queue_rows))
     repository.install(model)
     return model
 
@@ -303,12 +305,12 @@ class RecordingControl:
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
 
-    async def load(self, name: str, version: int | None) -> None:
+    async def load(self, name: str, version: int | None, override: LoadOverride | None = None) -> None:
         self.calls.append(("load", name, version))
         if name != "m":
             raise NotFoundError(f"no model is named {name}")
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str, *, dependents: bool = False) -> None:
         self.calls.append(("unload", name))
 
 
@@ -345,7 +347,7 @@ async def test_large_tensors_in_shared_memory_are_moved_off_the_event_loop(
 
     monkeypatch.setattr(shared_memory.RegionWindow, "read", noting_read)
     serve(inference_server.repository, DoublingSession())
-    size = servicer.INLINE_BYTES + 8
+    size = inference.INLINE_BYTES + 8
     memory = SharedMemory(f"dovetail_{uuid.uuid4().hex}", create=True, size=2 * size)
     try:
         stub = inference_server.stub

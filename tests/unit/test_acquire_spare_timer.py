@@ -21,7 +21,7 @@ from runtime_svc.acquire.backoff import Backoff
 from runtime_svc.acquire.figures import MAX_RECORDS, FiguresFile
 from runtime_svc.acquire.negotiate import read_ladder
 from runtime_svc.acquire.spare_timer import SLICE_S, SpareTimer
-from runtime_svc.batcher import InferenceRequest
+from runtime_svc.scheduling.request import InferenceRequest
 from runtime_svc.served_model import ServedModel
 from tests.fakes.fake_sessions import DoublingSession, FakeSession, HeldSession, facts_for
 from tests.fakes.records import figures, key_of

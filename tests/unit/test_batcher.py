@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from dovetail.clock import ManualClock
 from dovetail.errors import DeadlineError, DovetailError, EngineError, InvalidInputError, UnavailableError
 from dovetail.tensor import Array
-from runtime_svc.batcher import InferenceRequest
+from runtime_svc.configuration.serving_config import ServingConfig
+from runtime_svc.scheduling.request import InferenceRequest
 from runtime_svc.served_model import ServedModel
 from tests.fakes.fake_sessions import (
     BrokenSession,
@@ -25,50 +26,7 @@ from tests.fakes.fake_sessions import (
     SummingSession,
     facts_for,
 )
-
-
-def request_of(
-    values: Array, *, deadline_s: float | None = None, queue_deadline_s: float | None = None
-) -> InferenceRequest:
-    return InferenceRequest(
-        {"x": values}, rows=values.shape[0], deadline_s=deadline_s, queue_deadline_s=queue_deadline_s
-    )
-
-
-def rows_of(count: int, value: float = 0.0, width: int = 1) -> Array:
-    return np.full((count, width), value, dtype=np.float32)
-
-
-@asynccontextmanager
-async def serving(
-    session: FakeSession,
-    *,
-    max_batch_size: int = 8,
-    max_queue_rows: int = 1000,
-    clock: ManualClock | None = None,
-) -> AsyncIterator[ServedModel]:
-    facts = facts_for(session, max_batch_size=max_batch_size)
-    model = ServedModel.start(facts, [session], max_queue_rows=max_queue_rows, clock=clock)
-    try:
-        yield model
-    finally:
-        if isinstance(session, HeldSession):
-            session.release(1000)
-        await model.close()
-
-
-async def occupy(model: ServedModel, session: HeldSession) -> asyncio.Task[dict[str, Array]]:
-    """Have the engine busy with one request of a width that nobody else has."""
-    task = asyncio.create_task(model.infer(request_of(rows_of(1, width=99))))
-    await asyncio.to_thread(session.started.wait, 30)
-    return task
-
-
-async def queue_up(model: ServedModel, *requests: InferenceRequest) -> list[asyncio.Task[dict[str, Array]]]:
-    """Start the requests in order and return once all are in the queue."""
-    tasks = [asyncio.create_task(model.infer(request)) for request in requests]
-    await asyncio.sleep(0)  # each task runs up to its wait
-    return tasks
+from tests.fakes.held_model import occupy, queue_up, request_of, rows_of, serving
 
 
 @settings(max_examples=60, deadline=None)
@@ -159,7 +117,7 @@ async def test_requests_with_too_many_or_no_rows_are_refused_by_name(rows: int, 
 
 async def test_a_full_queue_refuses_by_rows_and_the_refused_request_leaves_no_trace() -> None:
     session = HeldSession()
-    async with serving(session, max_queue_rows=10) as model:
+    async with serving(session, config=ServingConfig(max_queue_rows=10)) as model:
         first = await occupy(model, session)
         waiting = await queue_up(model, request_of(rows_of(6)), request_of(rows_of(4)))
         with pytest.raises(UnavailableError, match=r"^Exceeds maximum queue size$"):
@@ -172,7 +130,7 @@ async def test_a_full_queue_refuses_by_rows_and_the_refused_request_leaves_no_tr
 
 async def test_a_cancelled_request_gives_its_place_back_and_is_never_run() -> None:
     session = HeldSession()
-    async with serving(session, max_queue_rows=8) as model:
+    async with serving(session, config=ServingConfig(max_queue_rows=8)) as model:
         first = await occupy(model, session)
         (gone,) = await queue_up(model, request_of(rows_of(8, 1)))
         gone.cancel()
@@ -190,11 +148,11 @@ async def test_a_cancelled_request_gives_its_place_back_and_is_never_run() -> No
     ("limits", "error", "text"),
     [
         ({"deadline_s": 5.0}, DeadlineError, "deadline passed while the request waited for model 'm'"),
-        ({"queue_deadline_s": 5.0}, UnavailableError, "^Request timeout expired$"),
+        ({"timeout_us": 5_000_000}, UnavailableError, "^Request timeout expired$"),
     ],
 )
 async def test_a_request_whose_time_is_over_is_dropped_before_it_runs(
-    limits: dict[str, float], error: type[DovetailError], text: str
+    limits: dict[str, Any], error: type[DovetailError], text: str
 ) -> None:
     session, clock = HeldSession(), ManualClock()
     async with serving(session, clock=clock) as model:

@@ -94,3 +94,26 @@ def test_the_address_towards_a_local_peer_is_local() -> None:
 
 def test_an_address_that_cannot_be_told_falls_back_to_loopback() -> None:
     assert address_towards("unix:/nowhere", 8001) == "127.0.0.1:8001"
+
+
+def test_local_models_and_the_response_cache_are_set() -> None:
+    settings = NodeSettings.from_env(
+        {
+            "DOVETAIL_MODEL_REPOSITORY": "models",
+            "DOVETAIL_RESPONSE_CACHE_BYTES": "0",
+            "DOVETAIL_RESPONSE_CACHE_URL": "redis://user:secret@host:6379/1",
+        },
+        role="runtime",
+    )
+    plain = NodeSettings.from_env({}, role="edge")
+
+    assert settings.model_repository == Path("models")
+    assert (settings.response_cache_bytes, settings.response_cache_url) == (0, "redis://user:secret@host:6379/1")
+    assert (plain.model_repository, plain.response_cache_bytes, plain.response_cache_url) == (None, 64 << 20, "")
+
+
+def test_a_bad_address_of_a_cache_is_told_without_its_password() -> None:
+    with pytest.raises(InvalidInputError, match="DOVETAIL_RESPONSE_CACHE_URL") as caught:
+        NodeSettings.from_env({"DOVETAIL_RESPONSE_CACHE_URL": "http://user:secret@host"}, role="runtime")
+
+    assert "secret" not in str(caught.value)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from hypothesis import strategies as st
 from dovetail.errors import DovetailError, EngineError, InvalidInputError
 from dovetail.pb import oip
 from dovetail.tensor import NUMPY_DTYPES, Array, TensorSpec, to_raw
-from runtime_svc.protocol.request_decoding import decode_request
+from runtime_svc.model_facts import ModelFacts
+from runtime_svc.protocol.request_decoding import RequestForm, decode_arrays, read_form
 from runtime_svc.protocol.requested_outputs import read_requested_outputs
-from runtime_svc.protocol.response_encoding import encode_response
-from runtime_svc.served_model import ModelFacts
+from runtime_svc.protocol.response_encoding import ResponseEncoder
+from runtime_svc.protocol.wire import WireRequest, scan_request
+from runtime_svc.scheduling.request import SequenceStep
 from runtime_svc.shared_memory import SharedMemoryRegions
 
 MISSING_INPUT = (
@@ -44,15 +47,19 @@ def request_with(*tensors: tuple[str, str, tuple[int, ...]], raw: list[bytes] | 
     return request
 
 
+def read(request: oip.ModelInferRequest, facts: ModelFacts) -> tuple[RequestForm, WireRequest]:
+    wire = scan_request(request.SerializeToString())
+    return read_form(wire.parse_rest(), facts, SharedMemoryRegions(), facts.inputs), wire
+
+
 def decode(request: oip.ModelInferRequest, facts: ModelFacts) -> dict[str, Array]:
-    regions = SharedMemoryRegions()
-    read_requested_outputs(request.outputs, facts, regions)
-    return dict(decode_request(request, facts, regions, now_s=0.0).feeds)
+    form, wire = read(request, facts)
+    return decode_arrays(form, wire.raw, facts.name)
 
 
 def encode(request: oip.ModelInferRequest, facts: ModelFacts, outputs: dict[str, Array]) -> oip.ModelInferResponse:
     forms = read_requested_outputs(request.outputs, facts, SharedMemoryRegions())
-    return encode_response(request, facts, outputs, forms)
+    return oip.ModelInferResponse.FromString(b"".join(ResponseEncoder(facts).encode(request.id, outputs, forms)))
 
 
 def extreme_values(datatype: str) -> Array:
@@ -151,16 +158,63 @@ def test_raw_bools_are_zero_or_one_whatever_byte_was_sent() -> None:
     assert array.view(np.uint8).tolist() == [[0, 1, 1]]
 
 
-def test_deadline_and_timeout_become_instants() -> None:
+def test_parameters_that_mean_something_are_read_and_others_let_through() -> None:
     request = request_with(("x", "FP32", (2, 1)), raw=[bytes(8)])
     request.parameters["timeout"].int64_param = 250_000
     request.parameters["triton_enable_empty_final_response"].bool_param = True
+    request.parameters["priority"].uint64_param = 2
     request.parameters["mine"].string_param = "let through"
 
-    facts = facts_of(TensorSpec("x", "FP32", (-1, 1)))
-    work = decode_request(request, facts, SharedMemoryRegions(), now_s=100.0, remaining_s=2.0)
+    form, _ = read(request, facts_of(TensorSpec("x", "FP32", (-1, 1))))
 
-    assert (work.rows, work.deadline_s, work.queue_deadline_s) == (2, 102.0, 100.25)
+    assert (form.rows, form.options.timeout_us, form.options.priority) == (2, 250_000, 2)
+    assert form.options.empty_final
+    assert form.options.sequence is None
+
+
+@pytest.mark.parametrize(("kind", "value"), [("int64_param", 7), ("string_param", "seven")])
+def test_a_sequence_is_an_id_of_either_type_and_its_ends(kind: str, value: Any) -> None:
+    request = request_with(("x", "FP32", (2, 1)), raw=[bytes(8)])
+    setattr(request.parameters["sequence_id"], kind, value)
+    request.parameters["sequence_end"].bool_param = True
+
+    form, _ = read(request, facts_of(TensorSpec("x", "FP32", (-1, 1))))
+
+    assert form.options.sequence == SequenceStep(value, start=False, end=True)
+
+
+def test_optional_inputs_may_be_missing_and_others_not() -> None:
+    specs = TensorSpec("x", "FP32", (-1, 1)), TensorSpec("y", "FP32", (-1, 1))
+    facts = replace(facts_of(*specs), optional_inputs=frozenset({"y"}))
+
+    arrays = decode(request_with(("x", "FP32", (1, 1)), raw=[bytes(4)]), facts)
+    with pytest.raises(InvalidInputError) as caught:
+        decode(request_with(("y", "FP32", (1, 1)), raw=[bytes(4)]), facts)
+
+    assert list(arrays) == ["x"]
+    assert str(caught.value).startswith("expected number of inputs between 1 and 2 but got 1 inputs for model 'm'.")
+    assert "missing required input(s) ['x']" in str(caught.value)
+
+
+@pytest.mark.parametrize("padding", range(8))
+def test_arrays_lie_where_engines_can_read_them_wherever_the_message_has_them(padding: int) -> None:
+    values = np.arange(6, dtype=np.float64).reshape(2, 3)
+    request = request_with(("x", "FP64", (2, 3)), raw=[values.tobytes()])
+    request.id = "i" * padding
+
+    (array,) = decode(request, facts_of(TensorSpec("x", "FP64", (-1, 3)))).values()
+
+    assert array.flags.aligned
+    assert array.tolist() == values.tolist()
+
+
+def test_only_what_every_such_request_has_in_common_may_be_kept() -> None:
+    facts = facts_of(TensorSpec("x", "FP32", (-1, 1)))
+    raw, typed = request_with(("x", "FP32", (1, 1)), raw=[bytes(4)]), request_with(("x", "FP32", (1, 1)))
+    typed.inputs[0].contents.fp32_contents.append(1.0)
+
+    assert read(raw, facts)[0].reusable
+    assert not read(typed, facts)[0].reusable
 
 
 def _typed(request: oip.ModelInferRequest) -> None:

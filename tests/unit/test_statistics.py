@@ -12,13 +12,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dovetail.clock import ManualClock
-from dovetail.errors import EngineError, UnavailableError
-from runtime_svc.batcher import InferenceRequest
+from dovetail.errors import DeadlineError, EngineError, UnavailableError
+from runtime_svc.configuration.serving_config import ServingConfig
 from runtime_svc.metrics import render_metrics, start_metrics_server
 from runtime_svc.protocol.statistics_reply import model_statistics
 from runtime_svc.repository import Repository
+from runtime_svc.scheduling.request import InferenceRequest
 from runtime_svc.served_model import ServedModel
-from runtime_svc.statistics import Duration, Execution, ModelStatistics
+from runtime_svc.statistics import Duration, Execution, Failure, ModelStatistics
 from tests.fakes.fake_sessions import BrokenSession, FakeSession, facts_for
 
 
@@ -93,6 +94,50 @@ async def test_metrics_have_tritons_names_and_parse_as_prometheus_text() -> None
     assert samples["nv_inference_pending_request_count"].value == 0
     assert '# TYPE nv_inference_count counter\nnv_inference_count{model="m",version="1"} 3\n' in text
     assert samples["dovetail_model_info"].labels["recipe"] == "fake-fp32"
+
+
+async def test_metrics_tell_apart_why_requests_failed_and_why_batches_were_closed() -> None:
+    session = BrokenSession()
+    session.release(100)
+    repository = Repository()
+    config = ServingConfig(allowed_batch_sizes=(4,))
+    repository.install(ServedModel.start(facts_for(session), [session], config))
+    model = repository.resolve("m")
+    await model.infer(request_of(3))
+    with pytest.raises(EngineError):
+        await model.infer(request_of(1, -1))
+    with pytest.raises(DeadlineError):
+        await model.infer(InferenceRequest({"x": np.ones((1, 2), np.float32)}, deadline_s=0.0))
+
+    text = render_metrics(repository.serving())
+    await repository.close()
+
+    samples = {
+        (sample.name.removesuffix("_total"), sample.labels.get("reason", "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    failures = {reason: samples["nv_inference_request_failure", reason] for reason in Failure}
+    assert failures == {Failure.BACKEND: 1, Failure.REJECTED: 1, Failure.CANCELED: 0, Failure.OTHER: 0}
+    assert samples["dovetail_queue_refusal_count", "deadline"] == 1
+    assert samples["dovetail_queue_refusal_count", "queue_full"] == 0
+    assert samples["dovetail_batch_close_count", "empty"] == 1
+    assert samples["dovetail_batch_padding_rows", ""] == 1
+
+
+def test_a_cache_hit_is_a_success_without_a_run() -> None:
+    statistics = ModelStatistics(ManualClock(wall_ms=42))
+
+    statistics.record_cache_hit(100)
+    statistics.record_cache_miss(30)
+    figures = statistics.snapshot()
+
+    assert (figures.success, figures.cache_hit, figures.cache_miss) == (
+        Duration(1, 100),
+        Duration(1, 100),
+        Duration(1, 30),
+    )
+    assert (figures.queue, figures.execution_count, figures.last_inference_ms) == (Duration(1, 0), 0, 42)
 
 
 async def test_the_metrics_port_answers_metrics_and_nothing_else_and_says_if_it_is_taken() -> None:

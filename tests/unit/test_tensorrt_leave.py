@@ -14,6 +14,7 @@ from dovetail.probe.runtimes import LIBRARIES, OPERATOR_LEAVE, ask_libraries
 from dovetail.probe.sysroot import Notes
 from runtime_svc.acquire import activate
 from runtime_svc.acquire.activate import Machine
+from runtime_svc.acquire.instance_plan import InstancePlan
 from tests.fakes.machines import contract, machine, manifest
 
 FIRST, SECOND = "ab" * 32, "0f" * 32
@@ -68,7 +69,8 @@ def test_a_node_hands_its_own_leave_to_the_engine_and_calls_nothing_its_own_buil
     stored = manifest("a", claims)
     where = machine(details={"tensorrt": leave}, tensorrt="11.4.0.106")
 
-    activate._load(stored, {entry.name: Path() for entry in stored.files}, Machine(where, 1, lambda: 0))
+    files = {entry.name: Path() for entry in stored.files}
+    activate._load(stored, files, Machine(where, 1, lambda: 0), InstancePlan(1, 1))
 
     assert dict(loaded[0].library) == leave
     assert not loaded[0].own_build

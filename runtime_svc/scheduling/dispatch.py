@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between the event loop, which brings requests, and engine threads, which take batches: the queue and its lock.
+
+A request whose caller is gone, or whose time is over, leaves the queue without costing an execution. What a batch is,
+`closing` says; who waits, `queue`; who gets the processor, `fairness`.
+
+Source: Triton Inference Server, dynamic batcher (scan in the order of service, stop at the first request that does not
+fit). The queue's bounds count rows and bytes, because those cost time and memory, and only what is in the queue.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from dovetail.errors import BusyError, DeadlineError, UnavailableError
+from runtime_svc.scheduling.admission import check_deadline, predicted_wait_s
+from runtime_svc.scheduling.base import SchedulerParts
+from runtime_svc.scheduling.batch import Batch
+from runtime_svc.scheduling.closing import Closer, CloseReason
+from runtime_svc.scheduling.fairness import Gate, Share
+from runtime_svc.scheduling.policy import Levels
+from runtime_svc.scheduling.queue import DEFAULT_QUEUE_BYTES, DEFAULT_QUEUE_ROWS, RequestQueue
+from runtime_svc.scheduling.run_times import RunTimes
+from runtime_svc.scheduling.ticket import Ticket, deliver
+from runtime_svc.spare_time import SpareWork
+from runtime_svc.statistics import Refusal
+
+
+class Turn:
+    """One engine instance's right to run, as the gate gives it. Belongs to the instance's thread."""
+
+    def __init__(self, gate: Gate | None, share: Share | None) -> None:
+        self._gate = gate
+        self._share = share
+        self._held = False
+
+    def take(self) -> bool:
+        """Get it if that needs no wait."""
+        if self._held or self._gate is None or self._share is None:
+            return True
+        self._held = self._gate.try_enter(self._share)
+        return self._held
+
+    def wait(self) -> None:
+        """Get it; blocks."""
+        if self._gate is not None and self._share is not None:
+            self._gate.enter(self._share)
+            self._held = True
+
+    def give_back(self, seconds: float = 0.0) -> None:
+        """Let others run; it was used for so long."""
+        if self._held and self._gate is not None and self._share is not None:
+            self._held = False
+            self._gate.leave(self._share, seconds)
+
+
+class Dispatcher:
+    """The queue of one served model.
+
+    `submit` and `withdraw` belong to the event loop, `take` and `learn` to engine threads; the rest may be used from
+    anywhere.
+
+    Args:
+        parts: What the scheduler is made of.
+        instances: Engine instances that take batches.
+    """
+
+    def __init__(self, parts: SchedulerParts, instances: int) -> None:
+        facts, config = parts.facts, parts.config
+        batching = config.batching
+        self._model = facts.name
+        self._limit = facts.max_batch_size
+        self._instances = instances
+        self._clock = parts.clock
+        self._refuse = parts.refuse
+        self._levels = Levels.of(batching)
+        self._closer = Closer(
+            max(1, self._limit),
+            delay_s=batching.max_queue_delay_us / 1e6 if batching and self._limit else 0.0,
+            preferred=batching.preferred_batch_sizes if batching else (),
+            allowed=config.allowed_batch_sizes,
+        )
+        self._queue = RequestQueue(
+            facts.name,
+            self._levels,
+            max_rows=config.max_queue_rows or DEFAULT_QUEUE_ROWS,
+            max_bytes=config.max_queue_bytes or DEFAULT_QUEUE_BYTES,
+        )
+        self._changed = threading.Condition(threading.Lock())
+        self._times = RunTimes()
+        self._spare: deque[SpareWork[Any]] = deque()
+        self._idle = 0
+        self._closed = False
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait for a batch."""
+        return len(self._queue)
+
+    def submit(self, tickets: Sequence[Ticket]) -> None:
+        """Queue one request, which may be in several parts: all of them, or none.
+
+        Raises:
+            UnavailableError: The queue is full (a BusyError), or the model is being closed.
+            DeadlineError: Its deadline passed, or will before it could be answered.
+        """
+        request = tickets[0].request
+        level = self._levels.index(request.priority)
+        now_s = self._clock.monotonic_s()
+        wait_us = self._levels.wait_us(level, request.timeout_us)
+        expires_s = now_s + wait_us / 1e6 if wait_us else None
+        with self._changed:
+            if self._closed:
+                raise UnavailableError(f"model '{self._model}' is being unloaded")
+            self._drop_expired(now_s)
+            self._admit(tickets, level, now_s)
+            for ticket in tickets:
+                ticket.level, ticket.enqueued_s, ticket.expires_s = level, now_s, expires_s
+                self._queue.add(ticket)
+            self._changed.notify(len(tickets))
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Take back a request whose caller is gone; one that runs already runs on."""
+        with self._changed:
+            if self._queue.remove(ticket):
+                self._refuse(Refusal.CANCELLED)
+
+    def offer_spare(self, work: SpareWork[Any]) -> None:
+        """Have an engine thread do this as soon as nothing is queued."""
+        with self._changed:
+            if self._closed:
+                work.future.cancel()
+                return
+            self._spare.append(work)
+            self._changed.notify()
+
+    def take(self, turn: Turn) -> Batch | SpareWork[Any] | None:
+        """The next batch, else spare work; blocks while there is neither. None once closed and the queue is empty.
+
+        Args:
+            turn: Of the instance; held when a batch is returned.
+        """
+        while True:
+            with self._changed:
+                task = self._next(turn)
+            if not isinstance(task, Turn):
+                return task
+            task.wait()
+
+    def learn(self, batch: Batch, seconds: float) -> None:
+        """A run of a batch took so long."""
+        with self._changed:
+            self._times.add(batch.tickets[0].layout, batch.padded_rows, seconds)
+
+    def close(self) -> None:
+        """Take no more requests; those queued are still served. Spare work that has not begun is cancelled."""
+        with self._changed:
+            self._closed = True
+            while self._spare:
+                self._spare.popleft().future.cancel()
+            self._changed.notify_all()
+
+    def _next(self, turn: Turn) -> Batch | SpareWork[Any] | Turn | None:
+        """Under the lock: what to do, the turn itself if that has to be waited for first."""
+        while True:
+            wait_s: float | None = None
+            if self._queue:
+                if not turn.take():
+                    return turn
+                found = self._collect()
+                if isinstance(found, Batch):
+                    return found
+                wait_s = found
+            turn.give_back()
+            if wait_s is None:
+                if self._closed:
+                    return None
+                if self._spare:
+                    return self._spare.popleft()
+            self._idle += 1
+            self._changed.wait(wait_s)
+            self._idle -= 1
+
+    def _admit(self, tickets: Sequence[Ticket], level: int, now_s: float) -> None:
+        request = tickets[0].request
+        rows = sum(ticket.request.rows for ticket in tickets)
+        try:
+            self._queue.check_room(level, 1, rows, sum(ticket.size_bytes for ticket in tickets))
+        except BusyError as error:
+            self._refuse(Refusal.QUEUE_FULL)
+            error.retry_after_s = self._backlog_s() or error.retry_after_s
+            raise
+        if request.deadline_s is None:
+            return
+        remaining_s = request.deadline_s - now_s
+        if remaining_s <= 0:
+            self._refuse(Refusal.DEADLINE)
+            raise DeadlineError(f"the deadline had passed when the request came to model '{self._model}'")
+        if not self._queue:
+            return
+        try:
+            check_deadline(
+                self._model,
+                self._times,
+                tickets[0].layout,
+                rows=rows,
+                rows_before=self._queue.rows_before(level),
+                remaining_s=remaining_s,
+                limit=self._limit,
+                instances=self._instances,
+            )
+        except DeadlineError:
+            self._refuse(Refusal.PREDICTED)
+            raise
+
+    def _backlog_s(self) -> float:
+        return predicted_wait_s(self._times, self._queue.rows, limit=self._limit, instances=self._instances)
+
+    def _drop_expired(self, now_s: float) -> None:
+        for ticket, error in self._queue.expire(now_s):
+            self._refuse(Refusal.DEADLINE if isinstance(error, DeadlineError) else Refusal.TIMEOUT)
+            deliver([ticket], [error])
+
+    def _collect(self) -> Batch | float | None:
+        """A batch; else how long to wait for more requests, None if there is none at all."""
+        now_s = self._clock.monotonic_s()
+        self._drop_expired(now_s)
+        tickets, stop, oldest_s = self._scan()
+        if not tickets:
+            return None
+        closing = self._closer.close(
+            [ticket.request.rows for ticket in tickets],
+            stop,
+            now_s - oldest_s,
+            curve=self._times.of(tickets[0].layout),
+            idle=self._idle,
+            draining=self._closed,
+        )
+        if not closing.count:
+            return min(closing.wait_s, self._queue.next_instant_s() - now_s)
+        taken = tickets[: closing.count]
+        for ticket in taken:
+            self._queue.remove(ticket)
+        rows = sum(ticket.request.rows for ticket in taken)
+        if self._queue and self._idle:
+            self._changed.notify()
+        return Batch(tuple(taken), rows, self._closer.padded(rows), closing.reason)
+
+    def _scan(self) -> tuple[list[Ticket], CloseReason, float]:
+        """Requests that may share the next batch, why no more of them may, and when the oldest came."""
+        tickets: list[Ticket] = []
+        gone: list[Ticket] = []
+        stop = CloseReason.EMPTY if self._limit else CloseReason.ALONE
+        rows, oldest_s = 0, 0.0
+        for ticket in self._queue:
+            if ticket.future.cancelled():
+                gone.append(ticket)
+                continue
+            if not tickets:
+                oldest_s = ticket.enqueued_s
+            elif ticket.layout != tickets[0].layout:
+                stop = CloseReason.LAYOUT
+                break
+            elif rows + ticket.request.rows > self._limit:
+                stop = CloseReason.FULL if self._limit else CloseReason.ALONE
+                break
+            tickets.append(ticket)
+            rows += ticket.request.rows
+            oldest_s = min(oldest_s, ticket.enqueued_s)
+        for ticket in gone:  # the loop has not come to take them back yet
+            self._queue.remove(ticket)
+            self._refuse(Refusal.CANCELLED)
+        return tickets, CloseReason.FULL if rows == self._limit else stop, oldest_s

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scheduler of models with sequences: requests of one sequence run in order, on one instance, with its state.
+
+A sequence is over with its last request, when nothing came for too long, or when one of its requests was withdrawn or
+came too late: what follows could not be right without it. A session that was started again has forgotten its sequences,
+so they are over, too.
+
+When an artifact is swapped, sequences stay where they began: the new scheduler sends a request whose sequence is open
+in the old one there, and the old one ends when its last sequence has ended or is idle. Without a successor (the model
+is unloaded) what is queued is served, and nothing more is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from dovetail.errors import InvalidInputError, UnsupportedError
+from dovetail.tensor import Array
+from runtime_svc.configuration.serving_config import ControlKind, SequenceBatching
+from runtime_svc.scheduling.base import SchedulerParts
+from runtime_svc.scheduling.request import InferenceRequest, SequenceStep
+from runtime_svc.scheduling.sequence_batch import SequencePlan
+from runtime_svc.scheduling.sequence_instance import SequenceInstance
+from runtime_svc.scheduling.sequence_queue import SequenceQueue
+from runtime_svc.scheduling.sequence_signature import check_id, check_sequences
+from runtime_svc.scheduling.sequence_table import QueuedStep, SequenceTable
+from runtime_svc.spare_time import SpareWork
+
+MAX_WAITING = 4096
+"""Most requests that wait, unless the configuration says otherwise."""
+
+
+class SequenceScheduler:
+    """See `Scheduler`.
+
+    Args:
+        parts: See SchedulerParts; the configuration has `sequences`.
+
+    Raises:
+        InvalidInputError: The configuration does not fit the model.
+        UnsupportedError: The model is decoupled as well.
+    """
+
+    def __init__(self, parts: SchedulerParts) -> None:
+        config, facts = parts.config.sequences or SequenceBatching(), parts.facts
+        if parts.config.decoupled:
+            raise UnsupportedError(
+                f"model '{facts.name}' is configured with sequence batching and as decoupled; choose one of the two"
+            )
+        check_sequences(config, parts.sessions[0], facts.name)
+        self._parts, self._model = parts, facts.name
+        self._corrid = next((control for control in config.controls if control.kind is ControlKind.CORRID), None)
+        plan = SequencePlan.of(config, facts.max_batch_size)
+        table = SequenceTable(
+            facts.name,
+            instances=len(parts.sessions),
+            slots=(config.max_candidates if config.oldest else 0) or plan.most_rows,
+            max_idle_s=config.max_idle_us / 1e6,
+        )
+        most = parts.config.max_queue_rows or MAX_WAITING
+        self._queue = SequenceQueue(facts.name, plan=plan, table=table, clock=parts.clock, most=most)
+        self._predecessor: SequenceScheduler | None = None
+        self._instances = [
+            SequenceInstance(number, session, self._queue, model=facts.name, record=parts.record)
+            for number, session in enumerate(parts.sessions)
+        ]
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait for a run."""
+        return self._queue.pending
+
+    @property
+    def instances(self) -> int:
+        """Engine instances, each with its thread."""
+        return len(self._instances)
+
+    def start(self) -> None:
+        """Start the threads."""
+        for instance in self._instances:
+            instance.start()
+
+    def take_over(self, replaced: object) -> None:
+        """Send requests of sequences that are open in the scheduler that this one replaces there, until they end."""
+        if isinstance(replaced, SequenceScheduler):
+            self._predecessor = replaced
+            replaced._queue.keep_open()
+
+    def holds(self, sequence_id: int | str) -> bool:
+        """True if that sequence is open here, or where this scheduler sends it."""
+        if self._queue.holds(sequence_id):
+            return True
+        return self._predecessor is not None and self._predecessor.holds(sequence_id)
+
+    async def infer(self, request: InferenceRequest) -> Mapping[str, Array]:
+        """See `Scheduler`.
+
+        Raises:
+            InvalidInputError: It belongs to no sequence, or to one that was not started, or has several rows.
+            CancelledError: An earlier request of its sequence was withdrawn.
+        """
+        step = self._checked_step(request)
+        elsewhere = None if self._predecessor is None or step.start else self._holder(step.sequence_id)
+        if elsewhere is not None:
+            return await elsewhere.infer(request)
+        queued = self._queued(request, step)
+        self._queue.add(queued)
+        try:
+            return await queued.future
+        except asyncio.CancelledError:
+            self._queue.withdraw(queued)
+            raise
+
+    async def responses(self, request: InferenceRequest) -> AsyncGenerator[Mapping[str, Array], None]:
+        """The one reply."""
+        yield await self.infer(request)
+
+    def offer_spare(self, work: SpareWork[Any]) -> None:
+        """See `Scheduler`."""
+        self._queue.offer_spare(work)
+
+    async def close(self) -> None:
+        """See `Scheduler`; with a successor, open sequences are served to their end."""
+        self._queue.close()
+        if self._predecessor is not None and not self._queue.has_successor:
+            self._predecessor.cut()
+        await asyncio.to_thread(self._release)
+
+    def cut(self) -> None:
+        """There is no successor any more: serve what is queued, and end."""
+        self._queue.cut()
+        if self._predecessor is not None:
+            self._predecessor.cut()
+
+    def _release(self) -> None:
+        for instance in self._instances:
+            instance.join()
+        for session in {id(session): session for session in self._parts.sessions}.values():
+            session.close()
+
+    def _holder(self, sequence_id: int | str) -> SequenceScheduler | None:
+        """The scheduler before this one, if it has that sequence and this one has not."""
+        before = self._predecessor
+        if before is None or self._queue.holds(sequence_id):
+            return None
+        if before.holds(sequence_id):
+            return before
+        if not any(instance.alive for instance in before._instances):
+            self._predecessor = before._predecessor
+        return None
+
+    def _checked_step(self, request: InferenceRequest) -> SequenceStep:
+        if request.rows != 1:
+            raise InvalidInputError(
+                f"inference request to model '{self._model}' must specify batch-size 1 due to requirements of sequence"
+                " batcher"
+            )
+        step = request.sequence
+        if step is None or step.sequence_id in (0, ""):
+            raise InvalidInputError(
+                f"inference request to model '{self._model}' must specify a non-zero or non-empty correlation ID"
+            )
+        if self._corrid is not None:
+            check_id(self._corrid, step.sequence_id, self._model)
+        return step
+
+    def _queued(self, request: InferenceRequest, step: SequenceStep) -> QueuedStep:
+        now_s = self._parts.clock.monotonic_s()
+        late_s = math.inf if request.deadline_s is None else request.deadline_s
+        if request.timeout_us:
+            late_s = min(late_s, now_s + request.timeout_us / 1e6)
+        layout = tuple(sorted((name, array.dtype.str, array.shape) for name, array in request.feeds.items()))
+        return QueuedStep(request, step, layout, asyncio.get_running_loop().create_future(), now_s, late_s)
+
+
+def start_sequences(parts: SchedulerParts) -> SequenceScheduler:
+    """A running scheduler of a model with sequences."""
+    scheduler = SequenceScheduler(parts)
+    scheduler.start()
+    return scheduler
