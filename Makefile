@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 # Test processes; each starts its own Redis and servers.
 JOBS   ?= 2
 
-.PHONY: help demo test faults soak check fmt stubs bench coverage clean
+.PHONY: help demo test faults soak check fmt stubs bench bench-serving coverage clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -47,6 +47,9 @@ stubs: $(READY) ## generate dovetail/pb from protos/
 
 bench: $(READY) ## figures with units, also written to bench-results/*.json (needs a quiet machine)
 	$(BIN)/python -m tests.bench
+
+bench-serving: $(READY) ## what a request costs here and in MLServer, KServe and PyTriton, each in a virtual environment of its own
+	$(BIN)/python -m tests.bench.serving
 
 coverage: $(READY) ## ONNX's own backend tests through everything; writes docs/coverage.md (some minutes)
 	$(BIN)/python -m tests.coverage
