@@ -104,8 +104,9 @@ class PublishDocuments:
             UnavailableError: Redis or the durable tier does not answer.
         """
         finished = 0
-        ground = await self._ground()
-        for document in await self._documents.keys(PENDING_FRONT):
+        pending_ones = await self._documents.keys(PENDING_FRONT)
+        ground = await self._ground() if pending_ones else ""
+        for document in pending_ones:
             data = await self._documents.get(document)
             if data is not None:  # else its publisher was just done
                 _, artifact_key, fence = document.split("/")

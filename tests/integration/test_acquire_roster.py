@@ -3,47 +3,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import grpc.aio
 import pytest
 
 from dovetail.errors import NotFoundError
 from dovetail.fingerprint import Fingerprint
-from runtime_svc.acquire.activate import Activator, Machine
 from runtime_svc.acquire.backoff import Backoff
-from runtime_svc.acquire.fetch import ChunkFetcher
-from runtime_svc.acquire.local_cache import LocalCache
-from runtime_svc.acquire.negotiate import OfferClient, Wish
 from runtime_svc.acquire.roster import Roster, Wanted
-from runtime_svc.acquire.slots import SlotStore
 from runtime_svc.acquire.updater import Tools
 from runtime_svc.node_report import NodeIdentity, NodeReporter
-from runtime_svc.repository import ModelState, Repository
+from runtime_svc.repository import ModelState
 from tests.fakes.fake_artifact_cache import FakeArtifactCache
-from tests.fakes.signing import trust_worker
 from tests.fakes.tiny_artifacts import digits_artifact
 from tests.fixtures_node import publish
-
-
-@pytest.fixture
-async def tools(service: FakeArtifactCache, tmp_path: Path, fingerprint: Fingerprint) -> AsyncIterator[Tools]:
-    cache, trust = LocalCache(tmp_path), trust_worker(tmp_path / "trusted-keys")
-    repository = Repository()
-    async with grpc.aio.insecure_channel(service.address) as channel:
-        yield Tools(
-            offers=OfferClient(channel, Wish("test")),
-            fetcher=ChunkFetcher(channel, cache),
-            cache=cache,
-            slots=SlotStore(tmp_path / "slots"),
-            activator=Activator(cache, lambda: Machine(fingerprint, 1, lambda: 0), trust),
-            repository=repository,
-            fingerprint=lambda: fingerprint,
-            trust=trust,
-            reconnect=lambda: Backoff(base_s=0.02, cap_s=0.05),
-            retry=lambda: Backoff(base_s=0.02, cap_s=0.05),
-        )
-        await repository.close()
 
 
 @pytest.fixture
