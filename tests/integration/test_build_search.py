@@ -21,6 +21,7 @@ from dovetail.rules import all_rules
 from dovetail.wire import model_facts
 from tests.fakes.compiler_mesh import Mesh, compiler_mesh, machine_of, register_digits, worker
 from tests.fakes.scripted_build import ScriptedBuild
+from tests.fixtures_compiler import refused
 
 XEON = machine_of("xeon-skylake-no-vnni")
 VNNI = machine_of("xeon-cascade-lake-vnni")
@@ -32,12 +33,6 @@ Status = grpc.StatusCode
 async def mesh(redis_url: str, tmp_path: Path) -> AsyncIterator[Mesh]:
     async with compiler_mesh(redis_url, tmp_path) as running:
         yield running
-
-
-async def refused(call: Any) -> tuple[Status, str]:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value.code(), caught.value.details() or ""
 
 
 async def report_node(mesh: Mesh, machine: Any, name: str = "node-1") -> None:

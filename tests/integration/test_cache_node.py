@@ -32,6 +32,7 @@ from tests.fakes.acquiring_node import contents, quick
 from tests.fakes.cache_site import address_of, cache_site
 from tests.fakes.fake_artifact_cache import FakeArtifactCache
 from tests.fakes.tiny_artifacts import manifest_of, random_bytes
+from tests.fixtures_compiler import refused
 
 CHUNK = 64 * 1024
 ROOT = Path(__file__).parents[2]
@@ -55,12 +56,6 @@ async def pull(address: str, manifest: Manifest, folder: Path) -> bytes:
 async def manifest_through(channel: grpc.aio.Channel, key: str, **fields: str) -> pb.ManifestReply:
     request = pb.GetManifestRequest(artifact_key=key, **fields)
     return await ArtifactCacheStub(channel).GetManifest(request, timeout=20)
-
-
-async def refused(call: object) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call  # type: ignore[misc]
-    return caught.value.code(), caught.value.details() or ""
 
 
 async def test_twenty_devices_cost_one_pull_of_each_chunk(service: FakeArtifactCache, tmp_path: Path) -> None:

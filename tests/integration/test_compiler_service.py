@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiler service over real gRPC and a real Redis: pushing, ordering, negotiating, fetching, losing Redis."""
+"""The compiler service over real gRPC and a real Redis: the whole way, pushing models, losing Redis."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ import grpc
 import grpc.aio
 import pytest
 
-from dovetail.artifact import Manifest
-from dovetail.digest import sha256_hex
 from dovetail.pb.v1 import artifacts_pb2, compiler_pb2, fleet_pb2, registry_pb2
 from dovetail.probe import measure
-from dovetail.store.codec import unpack
 from dovetail.wire import benchmark_bytes
 from tests.fakes.compiler_mesh import (
     DIGITS,
@@ -32,40 +29,13 @@ from tests.fakes.compiler_mesh import (
 )
 from tests.fakes.records import figures
 from tests.fakes.scripted_build import ScriptedBuild
+from tests.fixtures_compiler import XEON, fetch, mesh, negotiation, refused
 from tests.fixtures_redis import RedisServer
 
+__all__ = ["mesh"]
+
 MODEL = (DIGITS / "digits.onnx").read_bytes()
-XEON = machine_of("xeon-skylake-no-vnni")
 Status = grpc.StatusCode
-
-
-@pytest.fixture
-async def mesh(redis_url: str, tmp_path: Path) -> AsyncIterator[Mesh]:
-    async with compiler_mesh(redis_url, tmp_path, DOVETAIL_MAX_PUSH_BYTES=str(8 << 20)) as running:
-        yield running
-
-
-async def refused(call: Any) -> tuple[Status, str]:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value.code(), caught.value.details() or ""
-
-
-def negotiation(**fields: Any) -> artifacts_pb2.NegotiateRequest:
-    return artifacts_pb2.NegotiateRequest(**{"model": "digits", "fingerprint_json": XEON.to_bytes(), **fields})
-
-
-async def fetch(mesh: Mesh, artifact_key: str) -> dict[str, bytes]:
-    """All files of an artifact, checked against their digests."""
-    reply = await mesh.artifacts.GetManifest(artifacts_pb2.GetManifestRequest(artifact_key=artifact_key))
-    assert sha256_hex(reply.manifest_json) == reply.digest
-    manifest = Manifest.from_bytes(reply.manifest_json)
-    files = {}
-    for entry in manifest.files:
-        request = artifacts_pb2.FetchChunksRequest(digests=[chunk.digest for chunk in entry.chunks])
-        files[entry.name] = b"".join([chunk.data async for chunk in mesh.artifacts.FetchChunks(request)])
-        assert sha256_hex(files[entry.name]) == entry.digest
-    return files
 
 
 # --- the whole way
@@ -282,227 +252,6 @@ async def test_client_that_disappears_in_a_push_leaves_nothing(redis_url: str, t
         assert list((await mesh.models.ListModels(registry_pb2.ListModelsRequest())).models) == []
 
     assert list((tmp_path / "scratch").glob("*")) == []
-
-
-# --- ordering builds
-
-
-async def test_orders_that_cannot_be_met_say_why(mesh: Mesh) -> None:
-    await register_digits(mesh, "digits")
-    await register_digits(mesh, "bare", calibration=False)
-    xeon = XEON.to_bytes()
-
-    for (model, recipe, fingerprint), code, text in (
-        (("nothing", "ort-fp32", xeon), Status.NOT_FOUND, "nothing"),
-        (("digits", "ort-fp8", xeon), Status.NOT_FOUND, "it can use: "),
-        (("digits", "ort-fp8", xeon), Status.NOT_FOUND, "ort-int8-dynamic"),
-        (("bare", "ort-int8-static-u8s8-rr", xeon), Status.FAILED_PRECONDITION, "--calibration"),
-        (("digits", "ort-fp32", b"{}"), Status.INVALID_ARGUMENT, "fingerprint"),
-        (("digits", "ort-fp32", b""), Status.UNAVAILABLE, "no build worker is alive"),
-    ):
-        found, said = await refused(mesh.compile(model, recipe, fingerprint_json=fingerprint))
-        assert found is code, said
-        assert text in said
-
-
-async def test_order_without_a_worker_is_unrouted_and_not_queued(mesh: Mesh) -> None:
-    await register_digits(mesh)
-
-    events = await mesh.compile("digits", "ort-fp32", fingerprint_json=XEON.to_bytes())
-
-    assert [(event.build.phase, event.build.artifact_key) for event in events] == [
-        (compiler_pb2.BUILD_PHASE_UNROUTED, "")
-    ]
-    assert "a worker with engine onnxruntime" in events[0].build.message
-    assert list(await mesh.storage.jobs.list()) == []
-    (kept,) = (await mesh.compiler.ListBuilds(compiler_pb2.ListBuildsRequest())).builds
-    assert (kept.phase, kept.message) == (compiler_pb2.BUILD_PHASE_UNROUTED, events[0].build.message)
-
-
-async def test_order_for_a_foreign_machine_names_the_worker_it_needs(mesh: Mesh) -> None:
-    await register_digits(mesh)
-
-    async with worker(mesh, XEON, run=ScriptedBuild()):
-        events = await mesh.compile(
-            "digits", "ort-int8-static-s8s8", fingerprint_json=machine_of("raspberry-pi-5").to_bytes()
-        )
-
-    assert [event.build.phase for event in events] == [compiler_pb2.BUILD_PHASE_UNROUTED]
-    assert "on aarch64" in events[0].build.message
-    assert "worker-1 cannot run it" in events[0].build.message
-
-
-async def test_compile_without_a_machine_builds_for_the_workers_class(mesh: Mesh) -> None:
-    await register_digits(mesh)
-
-    async with worker(mesh, XEON, run=ScriptedBuild()) as record:
-        events = await mesh.compile("digits")
-        builds = (await mesh.compiler.ListBuilds(compiler_pb2.ListBuildsRequest(model="digits"))).builds
-
-    ended = {event.build.recipe.name: event.build for event in events if event.build.phase == 7}
-    assert {"ort-fp32", "ort-int8-dynamic", "ort-int8-static-u8s8-rr"} <= set(ended)
-    assert {build.hardware_class for build in ended.values()} == {record.hardware_class}
-    assert {build.artifact_key for build in builds} == {build.artifact_key for build in ended.values()}
-
-
-async def test_watching_compile_ends_when_the_server_stops(mesh: Mesh) -> None:
-    await register_digits(mesh)
-    hold = asyncio.Event()
-
-    async with worker(mesh, XEON, run=ScriptedBuild(hold=hold)):
-        events = aiter(mesh.compiler.Compile(compiler_pb2.CompileRequest(model="digits", recipes=["ort-fp32"])))
-        await anext(events)
-        reading = asyncio.ensure_future(refused(drained(events)))
-        await asyncio.wait_for(mesh.rpc.stop(grace_s=60), 20)  # the stream must not use up the grace
-        code, text = await reading
-        hold.set()
-
-    assert code is Status.UNAVAILABLE
-    assert "this server is stopping" in text
-
-
-async def drained(stream: Any) -> None:
-    async for _ in stream:
-        pass
-
-
-# --- negotiating and fetching
-
-
-async def test_offer_without_artifacts_orders_what_can_be_built(mesh: Mesh) -> None:
-    await register_digits(mesh)
-    hold = asyncio.Event()
-
-    async with worker(mesh, XEON, run=ScriptedBuild(hold=hold)):
-        first = await mesh.artifacts.Negotiate(negotiation())
-        ordered = await mesh.artifacts.Negotiate(negotiation(order_builds=True))
-        builds = (await mesh.compiler.ListBuilds(compiler_pb2.ListBuildsRequest())).builds
-        hold.set()
-
-    assert first.choice == ""
-    assert {order.phase for order in first.better} == {compiler_pb2.BUILD_PHASE_UNSPECIFIED}
-    assert all(order.artifact_key for order in first.better)
-    assert {build.artifact_key for build in builds} == {order.artifact_key for order in ordered.better if order.phase}
-    assert "ort-fp32" in {build.recipe.name for build in builds}
-
-
-async def test_watcher_sees_the_offer_and_then_the_better_one(mesh: Mesh) -> None:
-    await register_digits(mesh)
-
-    stream = mesh.artifacts.WatchOffers(negotiation())
-    empty = await asyncio.wait_for(stream.read(), 10)
-    async with worker(mesh, XEON, run=ScriptedBuild()):
-        await mesh.compile("digits", "ort-fp32", fingerprint_json=XEON.to_bytes())
-    filled = await asyncio.wait_for(stream.read(), 10)
-    stream.cancel()
-
-    assert empty.choice == ""
-    assert filled.choice != ""
-    assert filled.manifest_digest != ""
-
-
-async def test_reported_figures_take_part_in_the_next_offer(mesh: Mesh) -> None:
-    await register_digits(mesh)
-    other = machine_of("xeon-cascade-lake-vnni")
-    async with worker(mesh, XEON, run=ScriptedBuild()):
-        events = await mesh.compile("digits", "ort-fp32", fingerprint_json=XEON.to_bytes())
-    key = events[-1].build.artifact_key
-    before = await mesh.artifacts.Negotiate(negotiation(fingerprint_json=other.to_bytes()))
-
-    record = figures(before.hardware_class, p50_ms=0.5, reported_by="node-7")
-    await mesh.artifacts.ReportBenchmark(
-        artifacts_pb2.ReportBenchmarkRequest(artifact_key=key, benchmark_json=benchmark_bytes(record))
-    )
-    after = await mesh.artifacts.Negotiate(negotiation(fingerprint_json=other.to_bytes()))
-
-    assert [item.measured for item in before.assessments] == [False]
-    assert [item.measured for item in after.assessments] == [True]
-
-
-async def test_incomplete_artifact_is_a_miss_and_is_built_again(redis_url: str, tmp_path: Path) -> None:
-    async with compiler_mesh(redis_url, tmp_path) as mesh:
-        await register_digits(mesh)
-        async with worker(mesh, XEON, run=ScriptedBuild()):
-            events = await mesh.compile("digits", "ort-fp32", fingerprint_json=XEON.to_bytes())
-        key = events[-1].build.artifact_key
-        listed = (await mesh.artifacts.ListArtifacts(artifacts_pb2.ListArtifactsRequest(model="digits"))).artifacts
-        goldens = Manifest.from_bytes(listed[0].manifest_json).goldens_file()
-        await mesh.storage.chunks.delete(goldens.chunks[0].digest)  # type: ignore[attr-defined]
-
-    async with compiler_mesh(redis_url, tmp_path) as mesh:
-        manifest = await refused(mesh.artifacts.GetManifest(artifacts_pb2.GetManifestRequest(artifact_key=key)))
-        chunk = await refused(
-            drained(mesh.artifacts.FetchChunks(artifacts_pb2.FetchChunksRequest(digests=[goldens.chunks[0].digest])))
-        )
-        offer = await mesh.artifacts.Negotiate(negotiation())
-        remaining = (await mesh.artifacts.ListArtifacts(artifacts_pb2.ListArtifactsRequest())).artifacts
-        async with worker(mesh, XEON, run=ScriptedBuild()):
-            rebuilt = await mesh.compile("digits", "ort-fp32", fingerprint_json=XEON.to_bytes())
-        files = await fetch(mesh, key)
-
-    assert (manifest[0], "not complete" in manifest[1]) == (Status.NOT_FOUND, True)
-    assert (chunk[0], "gone from every tier" in chunk[1]) == (Status.NOT_FOUND, True)
-    assert offer.choice == ""
-    assert list(remaining) == []
-    assert not rebuilt[-1].build.cached
-    assert files["goldens.npz"] == b"goldens of ort-fp32"
-
-
-async def test_fetching_refuses_what_is_too_much_or_no_digest(mesh: Mesh) -> None:
-    too_many = artifacts_pb2.FetchChunksRequest(digests=["0" * 64] * 4097)
-    no_digest = artifacts_pb2.FetchChunksRequest(digests=["../secret"])
-
-    assert (await refused(drained(mesh.artifacts.FetchChunks(too_many))))[0] is Status.INVALID_ARGUMENT
-    assert (await refused(drained(mesh.artifacts.FetchChunks(no_digest))))[0] is Status.INVALID_ARGUMENT
-
-
-async def test_slow_reader_gets_all_chunks_in_the_order_asked_for(mesh: Mesh) -> None:
-    contents = [bytes([number]) * (512 << 10) for number in range(24)]
-    for content in contents:
-        await mesh.storage.chunks.put(sha256_hex(content), content)
-    request = artifacts_pb2.FetchChunksRequest(digests=[sha256_hex(content) for content in contents])
-
-    received = []
-    async for chunk in mesh.artifacts.FetchChunks(request):
-        await asyncio.sleep(0)
-        received.append(chunk)
-
-    assert [chunk.data for chunk in received] == contents
-    assert [chunk.size_bytes for chunk in received] == [len(content) for content in contents]
-
-
-async def test_chunks_come_compressed_as_they_are_stored_only_to_who_says_so(mesh: Mesh) -> None:
-    content = b"dovetail " * 10_000
-    await mesh.storage.chunks.put(sha256_hex(content), content)
-
-    (plain,) = [c async for c in mesh.artifacts.FetchChunks(fetching(sha256_hex(content)))]
-    (stored,) = [c async for c in mesh.artifacts.FetchChunks(fetching(sha256_hex(content), as_stored=True))]
-
-    assert (plain.codec, plain.data) == (artifacts_pb2.CHUNK_CODEC_PLAIN, content)
-    assert stored.codec == artifacts_pb2.CHUNK_CODEC_ZSTD
-    assert len(stored.data) < len(content) // 10
-    assert stored.size_bytes == len(content)
-    assert unpack(stored.codec, stored.data) == content
-
-
-def fetching(*digests: str, **fields: Any) -> artifacts_pb2.FetchChunksRequest:
-    return artifacts_pb2.FetchChunksRequest(digests=digests, **fields)
-
-
-async def test_a_manifest_that_the_caller_has_is_not_sent_again(mesh: Mesh) -> None:
-    await register_digits(mesh)
-    async with worker(mesh, XEON, run=ScriptedBuild()):
-        events = await mesh.compile("digits", "ort-fp32", fingerprint_json=XEON.to_bytes())
-    request = artifacts_pb2.GetManifestRequest(artifact_key=events[-1].build.artifact_key)
-    first = await mesh.artifacts.GetManifest(request)
-
-    request.known_digest = first.digest
-    again = await mesh.artifacts.GetManifest(request)
-    request.known_digest = "0" * 64
-    other = await mesh.artifacts.GetManifest(request)
-
-    assert (again.manifest_json, again.digest) == (b"", first.digest)
-    assert other.manifest_json == first.manifest_json
 
 
 # --- nodes
