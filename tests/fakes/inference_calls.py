@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model to serve, and requests to it as messages."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dovetail.pb import oip
+from dovetail.tensor import Array
+from runtime_svc.configuration.serving_config import ServingConfig
+from runtime_svc.repository import Repository
+from runtime_svc.served_model import ServedModel
+from tests.fakes.fake_sessions import FakeSession, facts_for
+
+
+def serve(
+    repository: Repository, session: FakeSession, *, version: int = 1, key: str = "a" * 64, max_queue_rows: int = 4096
+) -> ServedModel:
+    """Install a model `m` over a session."""
+    facts = facts_for(session, version=version, artifact_key=key)
+    model = ServedModel.start(facts, [session], ServingConfig(max_queue_rows=max_queue_rows))
+    repository.install(model)
+    return model
+
+
+def request_of(values: Array, *, request_id: str = "", model: str = "m", version: str = "") -> oip.ModelInferRequest:
+    """FP32 values for input `x`."""
+    request = oip.ModelInferRequest(model_name=model, model_version=version, id=request_id)
+    request.inputs.add(name="x", datatype="FP32", shape=values.shape)
+    request.raw_input_contents.append(values.astype("<f4").tobytes())
+    return request
+
+
+def ones(rows: int = 1, value: float = 1.0) -> Array:
+    """Rows of two equal values."""
+    return np.full((rows, 2), value, dtype=np.float32)
+
+
+def values_of(response: oip.ModelInferResponse) -> Array:
+    """A reply's only output."""
+    return np.frombuffer(response.raw_output_contents[0], "<f4").reshape(tuple(response.outputs[0].shape))
