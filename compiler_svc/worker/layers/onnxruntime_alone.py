@@ -16,7 +16,7 @@ import numpy as np
 
 from compiler_svc.worker.layers.base import Feeds, ProbeOrder
 from compiler_svc.worker.layers.error_sum import ErrorSum
-from compiler_svc.worker.layers.onnxruntime_layers import ENGINE, OnnxView, is_quantising
+from compiler_svc.worker.layers.onnxruntime_view import ENGINE, OnnxView, is_quantising
 from dovetail.engines import Session, SessionOptions, create_engine
 from dovetail.errors import DovetailError, UnsupportedError, brief
 from dovetail.layers import LIMIT_DB
