@@ -22,6 +22,7 @@ import numpy as np
 from compiler_svc.intake.limits import ModelLimits
 from dovetail.errors import InvalidInputError, OverLimitError
 from dovetail.tensor import Array, element_count
+from dovetail.zip_damage import telling_damage
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _LOCAL_MAGIC = b"PK\x03\x04"
@@ -40,18 +41,19 @@ def read_arrays(path: Path, wanted: Sequence[str], limits: ModelLimits, what: st
         InvalidInputError: Not an .npz, or an array is damaged or holds Python objects.
         OverLimitError: It unpacks to too many bytes.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {item.filename: item for item in archive.infolist()}
-            present = [name for name in wanted if f"{name}.npy" in members]
-            unpacked = sum(members[f"{name}.npy"].file_size for name in present)
-            if unpacked > limits.sample_bytes:
-                raise OverLimitError(
-                    f"the {what} file unpacks to {unpacked} bytes, the limit of this service is {limits.sample_bytes}"
-                )
-            return {name: _read_member(path, archive, members[f"{name}.npy"], name, what) for name in present}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as exc:
-        raise InvalidInputError(f"the {what} file is not a readable .npz: write it with numpy.savez") from exc
+    with telling_damage(lambda _: _unreadable(what)), zipfile.ZipFile(path) as archive:
+        members = {item.filename: item for item in archive.infolist()}
+        present = [name for name in wanted if f"{name}.npy" in members]
+        unpacked = sum(members[f"{name}.npy"].file_size for name in present)
+        if unpacked > limits.sample_bytes:
+            raise OverLimitError(
+                f"the {what} file unpacks to {unpacked} bytes, the limit of this service is {limits.sample_bytes}"
+            )
+        return {name: _read_member(path, archive, members[f"{name}.npy"], name, what) for name in present}
+
+
+def _unreadable(what: str) -> InvalidInputError:
+    return InvalidInputError(f"the {what} file is not a readable .npz: write it with numpy.savez")
 
 
 def _read_member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, what: str) -> Array:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ import typer
 
 from dovetail.cli.context import JsonFlag, connected
 from dovetail.errors import InvalidInputError
+from dovetail.zip_damage import telling_damage
 
 if TYPE_CHECKING:
     from dovetail.tensor import Array, TensorSpec
@@ -67,23 +67,27 @@ def read_arrays(argument: str) -> dict[str, Array]:
     name, separator, file = argument.rpartition("=")
     path = Path(file if separator else argument)
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            return {name: loaded}
-        with loaded:
-            found = {key: loaded[key] for key in loaded.files}
+        # numpy's text would recommend to allow pickles
+        with telling_damage(lambda _: _no_arrays(path)), path.open("rb") as opened:
+            loaded = np.load(opened, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                return {name: loaded}
+            with loaded:
+                found = {key: loaded[key] for key in loaded.files}
     except OSError as exc:
         raise InvalidInputError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-    except (ValueError, EOFError, zipfile.BadZipFile) as exc:  # numpy's text would recommend to allow pickles
-        raise InvalidInputError(
-            f"{path} is not an array file (.npy or .npz without objects), or it is truncated; write it with numpy.save"
-            " or numpy.savez, from an array of numbers or texts"
-        ) from exc
     if not name:
         return found
     if len(found) != 1:
         raise InvalidInputError(f"{path} holds {', '.join(found)}: leave out {name}=, its arrays have their own names")
     return {name: next(iter(found.values()))}
+
+
+def _no_arrays(path: Path) -> InvalidInputError:
+    return InvalidInputError(
+        f"{path} is not an array file (.npy or .npz without objects), or it is truncated; write it with numpy.save"
+        " or numpy.savez, from an array of numbers or texts"
+    )
 
 
 def name_inputs(given: Sequence[Mapping[str, Array]], specs: Sequence[TensorSpec]) -> dict[str, Array]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import stat
 import zipfile
-import zlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from dovetail.errors import InvalidInputError, OverLimitError
+from dovetail.zip_damage import telling_damage
 
 MAX_MEMBERS = 4096
 MAX_UNPACKED_BYTES = 8 << 30
@@ -71,11 +71,11 @@ def open_zip(path: Path) -> Iterator[BundleZip]:
         InvalidInputError: Not a zip, or a member that is refused; also while it is read.
         OverLimitError: More than MAX_MEMBERS members.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield BundleZip(archive, _checked(archive.infolist()))
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as exc:
-        raise InvalidInputError(f"{path.name} is not a readable zip: {str(exc)[:200]}") from exc
+    with (
+        telling_damage(lambda why: InvalidInputError(f"{path.name} is not a readable zip: {why}")),
+        zipfile.ZipFile(path) as archive,
+    ):
+        yield BundleZip(archive, _checked(archive.infolist()))
 
 
 def _checked(members: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:

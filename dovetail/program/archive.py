@@ -25,7 +25,6 @@ import re
 import shutil
 import stat
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from typing import Any
 from dovetail.errors import InvalidInputError, OverLimitError, UnsupportedError
 from dovetail.program.graph_check import GUARDS, check_graph
 from dovetail.program.kinds import MAX_MEMBERS, FileKind, kind_of, refuse_unopenable
+from dovetail.zip_damage import telling_damage
 
 SAMPLE_INPUTS = "data/sample_inputs/model.pt"
 MAX_GRAPH_BYTES = 256 << 20
@@ -131,11 +131,12 @@ def _without_guards(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
 @contextmanager
 def _opened(path: Path, max_bytes: int) -> Iterator[tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]]:
     """The archive, and its members by their names without the root folder; names and sizes are checked."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive, _members(archive.infolist(), path.stat().st_size, max_bytes)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as exc:
-        raise InvalidInputError(f"the program's archive is damaged: {str(exc)[:200]}") from exc
+    with telling_damage(_damaged), zipfile.ZipFile(path) as archive:
+        yield archive, _members(archive.infolist(), path.stat().st_size, max_bytes)
+
+
+def _damaged(why: str) -> InvalidInputError:
+    return InvalidInputError(f"the program's archive is damaged: {why}")
 
 
 def _members(items: Iterable[zipfile.ZipInfo], size: int, max_bytes: int) -> dict[str, zipfile.ZipInfo]:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import enum
 import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from dovetail.errors import InvalidInputError
+from dovetail.zip_damage import telling_damage
 
 MAX_MEMBERS = 50_000
 """Refuse archives with more; torch writes one member for each weight."""
@@ -72,13 +72,14 @@ def kind_of(path: Path) -> FileKind:
     if head != _ZIP:
         is_pickle = len(head) > 1 and head[:1] == b"\x80" and 2 <= head[1] <= 5
         return FileKind.CHECKPOINT if is_pickle else FileKind.OTHER
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _kind_of_zip(archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as exc:
-        raise InvalidInputError(
-            f"this begins as a zip archive, like PyTorch's files, and cannot be read: {str(exc)[:200]}; truncated?"
-        ) from exc
+    with telling_damage(_unreadable), zipfile.ZipFile(path) as archive:
+        return _kind_of_zip(archive)
+
+
+def _unreadable(why: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"this begins as a zip archive, like PyTorch's files, and cannot be read: {why}; truncated?"
+    )
 
 
 def refuse_unopenable(kind: FileKind) -> None:

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 
 from dovetail.errors import InvalidInputError
 from dovetail.tensor import TensorSpec
+from dovetail.zip_damage import telling_damage
 
 MODEL = "model"
 """Name of the one model in a package of ours; torch's own default."""
@@ -148,19 +149,24 @@ def read_package(file: BinaryIO) -> Package:
     Raises:
         InvalidInputError: It is no package with exactly one compiled model, or not a sound zip.
     """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = _members(archive)
-            folder = _model_folder(members)
-            inside = {name: info for name, info in members.items() if name.parent == folder}
-            metadata = _metadata(archive, inside)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as exc:
-        raise InvalidInputError(f"not a readable AOTInductor package: {exc}") from exc
+    with telling_damage(_unreadable):
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = _members(archive)
+                folder = _model_folder(members)
+                inside = {name: info for name, info in members.items() if name.parent == folder}
+                metadata = _metadata(archive, inside)
+        except OSError as exc:
+            raise _unreadable(str(exc)) from exc
     libraries = [name for name in inside if name.suffix == ".so"]
     if len(libraries) != 1:
         raise InvalidInputError(f"an AOTInductor package has one compiled library, this one has {len(libraries)}")
     nodes = inside.get(libraries[0].with_suffix(".json"))
     return Package(metadata, inside[libraries[0]].filename, nodes is not None)
+
+
+def _unreadable(why: str) -> InvalidInputError:
+    return InvalidInputError(f"not a readable AOTInductor package: {why}")
 
 
 def _members(archive: zipfile.ZipFile) -> dict[PurePosixPath, zipfile.ZipInfo]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def read_runs(path: Path, specs: Sequence[TensorSpec]) -> list[dict[str, Array]]
         with np.load(path, allow_pickle=False) as stored:
             meta = json.loads(stored["meta"].tobytes())
             return [_read_run(stored, index, specs, meta["texts"]) for index in range(int(meta["runs"]))]
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as exc:
+    except (OSError, KeyError, TypeError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as exc:
         raise InvalidInputError(f"file of runs is not readable: {type(exc).__name__}") from exc
 
 
