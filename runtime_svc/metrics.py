@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from dovetail.errors import UnavailableError
 from runtime_svc.repository import Repository
+from runtime_svc.response_cache.figures import CacheFigures
 from runtime_svc.scheduling.closing import CloseReason
 from runtime_svc.served_model import ServedModel
 from runtime_svc.statistics import Failure, Refusal, Snapshot
@@ -101,8 +102,26 @@ _SPLITS: Sequence[_Split] = (
 )
 
 
-def render_metrics(models: Sequence[ServedModel]) -> str:
-    """All figures of these models as Prometheus text; durations are sums in microseconds."""
+_CACHE: Sequence[tuple[str, str, str, Callable[[CacheFigures], int]]] = (
+    ("bytes", "gauge", "Memory that kept replies take", lambda c: c.size_bytes),
+    ("limit_bytes", "gauge", "Most that they may take", lambda c: c.limit_bytes),
+    ("entries", "gauge", "Replies in memory", lambda c: c.entries),
+    ("eviction_count", "counter", "Replies that made room for others", lambda c: c.evictions),
+    ("memory_hit_count", "counter", "Requests answered from memory", lambda c: c.memory_hits),
+    ("redis_hit_count", "counter", "Requests answered from Redis", lambda c: c.redis_hits),
+    ("miss_count", "counter", "Requests that nothing was kept for", lambda c: c.misses),
+    ("redis_failure_count", "counter", "Times that Redis failed or was too slow", lambda c: c.redis_failures),
+)
+"""Of the node's response cache as a whole: name behind the prefix, kind, text, value."""
+
+
+def render_metrics(models: Sequence[ServedModel], cache: CacheFigures | None = None) -> str:
+    """All figures as Prometheus text; durations are sums in microseconds.
+
+    Args:
+        models: Whose.
+        cache: Of the response cache, if there is one.
+    """
     figures = [(_labels(model), model, model.statistics.snapshot()) for model in models]
     lines: list[str] = []
     for metric in _METRICS:
@@ -117,6 +136,10 @@ def render_metrics(models: Sequence[ServedModel]) -> str:
             )
     lines += ("# HELP dovetail_model_info Artifact that answers for a model", "# TYPE dovetail_model_info gauge")
     lines += (f"dovetail_model_info{_info_labels(model)} 1" for model in models)
+    if cache is not None:
+        for name, kind, text, value in _CACHE:
+            whole = f"dovetail_response_cache_{name}"
+            lines += (f"# HELP {whole} {text}", f"# TYPE {whole} {kind}", f"{whole} {value(cache)}")
     return "\n".join(lines) + "\n"
 
 
@@ -136,15 +159,23 @@ class MetricsServer:
         self._server.server_close()
 
 
-def start_metrics_server(repository: Repository, host: str, port: int) -> MetricsServer:
+def start_metrics_server(
+    repository: Repository, host: str, port: int, *, cache: Callable[[], CacheFigures] | None = None
+) -> MetricsServer:
     """Serve a repository's metrics on a port of their own; port 0 takes a free one.
+
+    Args:
+        repository: Whose models are shown.
+        host: Where to listen.
+        port: Likewise.
+        cache: Figures of the response cache, if there is one; called by any thread.
 
     Raises:
         UnavailableError: The port is taken or not allowed.
     """
 
     class Handler(_Handler):
-        read = staticmethod(lambda: render_metrics(repository.serving()))
+        read = staticmethod(lambda: render_metrics(repository.serving(), None if cache is None else cache()))
 
     family = _Server6 if ":" in host else ThreadingHTTPServer
     try:

@@ -13,6 +13,7 @@ from dovetail.errors import InvalidInputError
 from dovetail.tensor import Array
 from runtime_svc.repository import Repository
 from runtime_svc.response_cache.caching import CachingScheduler, Identity
+from runtime_svc.response_cache.figures import CacheFigures
 from runtime_svc.response_cache.local_store import LocalStore
 from runtime_svc.response_cache.redis_store import RedisStore
 from runtime_svc.response_cache.reply import KeptReply
@@ -41,6 +42,7 @@ class ResponseCache:
         self.local = LocalStore(limit_bytes)
         self.shared = shared
         self._keeps_any = limit_bytes > 0 or shared is not None
+        self._memory_hits = self._redis_hits = self._misses = 0
 
     def around(self, model: ServedModel, repository: Repository) -> Scheduler:
         """The model's scheduler, with the cache in front of it if its configuration and kind allow that.
@@ -62,11 +64,18 @@ class ResponseCache:
     async def get(self, key: str, model: ServedModel) -> Mapping[str, Array] | None:
         """The reply that is kept under a key; its arrays are read-only. None if there is none."""
         reply = self.local.get(key)
-        if reply is None and self.shared is not None:
+        if reply is not None:
+            self._memory_hits += 1
+            return reply.outputs
+        if self.shared is not None:
             data = await self.shared.get(key)
             if data is not None:
                 reply = await self._read(key, data, model)
-        return None if reply is None else reply.outputs
+        if reply is None:
+            self._misses += 1
+            return None
+        self._redis_hits += 1
+        return reply.outputs
 
     async def put(self, key: str, outputs: Mapping[str, Array], model: ServedModel) -> None:
         """Keep copies of a reply."""
@@ -82,6 +91,20 @@ class ResponseCache:
                 _log.warning("response_cache.not_kept model=%s why=%r", model.facts.name, str(exc))
                 return
             self.shared.put_later(key, data)
+
+    def figures(self) -> CacheFigures:
+        """What it holds now, and what was asked of it; for any thread."""
+        local, shared = self.local, self.shared
+        return CacheFigures(
+            size_bytes=local.size_bytes,
+            limit_bytes=local.limit_bytes,
+            entries=local.entries,
+            evictions=local.evictions,
+            memory_hits=self._memory_hits,
+            redis_hits=self._redis_hits,
+            misses=self._misses,
+            redis_failures=0 if shared is None else shared.failures,
+        )
 
     async def close(self) -> None:
         """Let go of Redis."""

@@ -12,19 +12,22 @@ ENTRY_BYTES = 512
 
 
 class LocalStore:
-    """Belongs to one event loop; `size_bytes` and `entries` may be read by any thread.
+    """Belongs to one event loop; its figures may be read by any thread.
 
     Args:
         limit_bytes: Most that all replies take together; 0 keeps none.
 
     Attributes:
+        limit_bytes: As given.
         size_bytes: What they take now.
+        evictions: Replies that had to make room for others so far.
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._kept: OrderedDict[str, KeptReply] = OrderedDict()
         self.size_bytes = 0
+        self.evictions = 0
 
     @property
     def entries(self) -> int:
@@ -33,7 +36,7 @@ class LocalStore:
 
     def takes(self, size_bytes: int) -> bool:
         """True if a reply of that size could be kept at all."""
-        return size_bytes + ENTRY_BYTES <= self._limit_bytes
+        return size_bytes + ENTRY_BYTES <= self.limit_bytes
 
     def get(self, key: str) -> KeptReply | None:
         """The reply, which now goes last; None if it is not here."""
@@ -49,8 +52,9 @@ class LocalStore:
             return
         self._kept[key] = reply
         self.size_bytes += reply.size_bytes + ENTRY_BYTES
-        while self.size_bytes > self._limit_bytes:
+        while self.size_bytes > self.limit_bytes:
             self.drop(next(iter(self._kept)))
+            self.evictions += 1
 
     def drop(self, key: str) -> None:
         """Let go of a reply; harmless if it is not here."""

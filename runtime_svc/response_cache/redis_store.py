@@ -2,7 +2,10 @@
 """Replies in Redis, for several nodes together. It is never waited for: slow, broken or gone, it is a miss.
 
 After a failure it is left alone for a while, so that an outage costs one short wait now and then and not one for each
-request. Whoever may write to that Redis can decide what is answered; it must be as trusted as the nodes themselves.
+request. A question that is not answered in time goes on without whoever asked: after a fail-over the client library has
+to find the new primary, which takes longer than a request waits and must not begin anew with each.
+
+Whoever may write to that Redis can decide what is answered; it must be as trusted as the nodes themselves.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from dovetail.clock import Clock, SystemClock
 from dovetail.errors import DovetailError
@@ -51,6 +54,9 @@ class RedisStore:
     Args:
         connection: To Redis; closed with the store.
         clock: Measures pauses.
+
+    Attributes:
+        failures: Times that Redis failed or was too slow so far.
     """
 
     def __init__(self, connection: RedisCommands, *, clock: Clock | None = None) -> None:
@@ -58,6 +64,8 @@ class RedisStore:
         self._clock = clock or SystemClock()
         self._rests_until_s = float("-inf")
         self._writes: set[asyncio.Task[None]] = set()
+        self._late: asyncio.Task[Any] | None = None
+        self.failures = 0
 
     @staticmethod
     def connect(url: str) -> RedisStore:
@@ -89,9 +97,10 @@ class RedisStore:
 
     async def close(self) -> None:
         """Give up what is on its way and close the connection."""
-        for write in tuple(self._writes):
-            write.cancel()
-        await asyncio.gather(*self._writes, return_exceptions=True)
+        given_up = [*self._writes, *([] if self._late is None else [self._late])]
+        for task in given_up:
+            task.cancel()
+        await asyncio.gather(*given_up, return_exceptions=True)
         await self._connection.aclose()
 
     async def _put(self, key: str, data: bytes) -> None:
@@ -103,10 +112,29 @@ class RedisStore:
     async def _asked(self, ask: Callable[[], Awaitable[_T]]) -> _T | None:
         if self._rests():
             return None
+        asking = asyncio.get_running_loop().create_task(self._answer(ask))
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                return await ask()
-        except (DovetailError, TimeoutError) as exc:
-            self._rests_until_s = self._clock.monotonic_s() + PAUSE_S
-            _log.warning("response_cache.redis_lost pause_s=%.0f why=%r", PAUSE_S, str(exc) or "it is too slow")
+            await asyncio.wait((asking,), timeout=ANSWER_TIMEOUT_S)
+        except asyncio.CancelledError:
+            asking.cancel()
+            raise
+        if asking.done():
+            return asking.result()
+        self._rest("it is too slow")
+        if self._late is None or self._late.done():
+            self._late = asking
+        else:
+            asking.cancel()
+        return None
+
+    async def _answer(self, ask: Callable[[], Awaitable[_T]]) -> _T | None:
+        try:
+            return await ask()
+        except DovetailError as exc:
+            self._rest(str(exc))
             return None
+
+    def _rest(self, why: str) -> None:
+        self.failures += 1
+        self._rests_until_s = self._clock.monotonic_s() + PAUSE_S
+        _log.warning("response_cache.redis_lost pause_s=%.0f why=%r", PAUSE_S, why)

@@ -61,6 +61,11 @@ class RedisNode:
             self._process.wait(START_TIMEOUT_S)
             self._process = None
 
+    def pause(self) -> None:
+        """Stop the process without closing its connections, as a machine that hangs does."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
     def close(self) -> None:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)

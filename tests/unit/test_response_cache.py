@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
@@ -12,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dovetail.clock import ManualClock
-from dovetail.errors import EngineError, InvalidInputError, UnavailableError
+from dovetail.errors import EngineError, InvalidInputError
 from dovetail.tensor import Array, TensorSpec
 from runtime_svc.configuration.reading import ModelDeclaration
 from runtime_svc.configuration.serving_config import Pipeline, PipelineStep, SequenceBatching, ServingConfig
@@ -23,10 +21,11 @@ from runtime_svc.repository import Repository
 from runtime_svc.response_cache.cache import ResponseCache
 from runtime_svc.response_cache.key import response_key
 from runtime_svc.response_cache.local_store import ENTRY_BYTES, LocalStore
-from runtime_svc.response_cache.redis_store import MAX_ENTRY_BYTES, MAX_WRITES, PAUSE_S, RedisStore
+from runtime_svc.response_cache.redis_store import RedisStore
 from runtime_svc.response_cache.reply import KeptReply
 from runtime_svc.scheduling.request import InferenceRequest, SequenceStep
 from runtime_svc.served_model import ServedModel
+from tests.fakes.fake_reply_redis import FakeReplyRedis
 from tests.fakes.fake_sessions import DoublingSession, FakeSession, facts_for
 
 ME = ("m", "1", "a" * 64)
@@ -139,6 +138,7 @@ def test_memory_is_bounded_and_the_least_asked_for_goes_first() -> None:
     store.put("d", reply)
 
     assert [key for key in ("a", "b", "c", "d") if store.get(key)] == ["a", "c", "d"]
+    assert store.evictions == 1
     assert store.size_bytes <= 3 * (FP32.nbytes + ENTRY_BYTES)
 
 
@@ -157,63 +157,6 @@ def test_what_is_larger_than_all_of_it_is_not_kept() -> None:
     store.put("a", KeptReply.copy_of({"y": FP32}))
 
     assert (store.entries, store.size_bytes) == (0, 0)
-
-
-class FakeRedis:
-    """Keeps what it is told to; `failure` is raised instead, `held` never answers."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, bytes] = {}
-        self.failure: Exception | None = None
-        self.held = False
-        self.calls = 0
-
-    async def call(self, *parts: Any) -> object:
-        self.calls += 1
-        if self.failure is not None:
-            raise self.failure
-        if self.held:
-            await asyncio.Event().wait()
-        if parts[0] == "SET":
-            self.kept[parts[1]] = parts[2]
-            return b"OK"
-        return self.kept.get(parts[1])
-
-    async def aclose(self) -> None:
-        """Nothing to do."""
-
-
-@pytest.mark.parametrize("held", [False, True])
-async def test_redis_that_does_not_answer_is_a_miss_and_is_left_alone_for_a_while(held: bool) -> None:
-    redis, clock = FakeRedis(), ManualClock()
-    store = RedisStore(redis, clock=clock)
-    redis.held, redis.failure = held, None if held else UnavailableError("gone")
-
-    missed = [await store.get("k") for _ in range(3)]
-    store.put_later("k", b"x")
-    calls_while_gone = redis.calls
-    redis.held, redis.failure = False, None
-    clock.advance(PAUSE_S)
-    store.put_later("k", b"x")
-    await store.settled()
-
-    assert missed == [None] * 3
-    assert calls_while_gone == 1
-    assert await store.get("k") == b"x"
-
-
-async def test_too_much_is_not_written_to_redis() -> None:
-    redis = FakeRedis()
-    redis.held = True
-    store = RedisStore(redis, clock=ManualClock())
-
-    store.put_later("large", bytes(MAX_ENTRY_BYTES + 1))
-    for number in range(MAX_WRITES * 2):
-        store.put_later(str(number), b"x")
-    await asyncio.sleep(0)
-
-    assert redis.calls == MAX_WRITES
-    await store.close()
 
 
 @pytest.fixture
@@ -237,7 +180,7 @@ async def ask(repository: Repository, array: Array = FP32, name: str = "m", **op
 
 
 async def test_nodes_share_replies_through_redis(repository: Repository) -> None:
-    redis = FakeRedis()
+    redis = FakeReplyRedis()
     sessions = [FakeSession(), FakeSession()]
     for session in sessions:
         cache, other = ResponseCache(1 << 20, RedisStore(redis)), Repository()
@@ -251,10 +194,12 @@ async def test_nodes_share_replies_through_redis(repository: Repository) -> None
 
     assert answer.tolist() == FP32.tolist()
     assert [len(session.runs) for session in sessions] == [1, 0]
+    figures = cache.figures()
+    assert (figures.memory_hits, figures.redis_hits, figures.misses, figures.redis_failures) == (0, 1, 0, 0)
 
 
 async def test_what_redis_says_is_checked_before_it_is_believed(repository: Repository) -> None:
-    redis, session = FakeRedis(), FakeSession()
+    redis, session = FakeReplyRedis(), FakeSession()
     cache = ResponseCache(0, RedisStore(redis))
     repository.wrap_with(lambda model: cache.around(model, repository))
     serve(repository, session)
