@@ -10,7 +10,7 @@ Source: Triton Inference Server, logging extension, and the texts of its gRPC fr
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from dovetail.errors import InvalidInputError
@@ -52,6 +52,11 @@ class LogControl:
         self._root = root or logging.getLogger()
         self._changed: LogSettings | None = None
         self._dates: dict[logging.Formatter, str | None] = {}
+        self._listeners: list[Callable[[LogSettings], None]] = []
+
+    def add_listener(self, listener: Callable[[LogSettings], None]) -> None:
+        """Have a function called after each change, such as to log likewise in other processes of the service."""
+        self._listeners.append(listener)
 
     def settings(self) -> LogSettings:
         """What is logged now."""
@@ -77,6 +82,8 @@ class LogControl:
         self._root.setLevel(_lowest_level(settings))
         for handler in self._root.handlers:
             self._apply(handler, settings)
+        for listener in self._listeners:
+            listener(settings)
         return settings
 
     def _apply(self, handler: logging.Handler, settings: LogSettings) -> None:

@@ -36,6 +36,7 @@ from runtime_svc.acquire.overrides import ConfigOverrides
 from runtime_svc.acquire.roster import Roster
 from runtime_svc.acquire.slots import SlotStore
 from runtime_svc.acquire.updater import Tools
+from runtime_svc.front_ends.options import FrontEndOptions
 from runtime_svc.local_repository.control import NodeControl
 from runtime_svc.local_repository.models import LocalModels
 from runtime_svc.local_repository.opening import Opener
@@ -188,6 +189,7 @@ class _Node:
                 tracer=tracer,
                 advice="choose another with --address or DOVETAIL_ADDRESS",
                 port_file=settings.port_file,
+                front_ends=_front_ends(settings),
             )
             try:
                 yield rpc
@@ -209,7 +211,7 @@ class _Node:
         )  # an edge agent without metrics need not load an HTTP server
 
         host, _, port = self._settings.metrics.rpartition(":")
-        server = start_metrics_server(self._repository, host.strip("[]"), int(port))
+        server = start_metrics_server(self._repository, host.strip("[]"), int(port), cache=self._replies.figures)
         try:
             yield
         finally:
@@ -227,6 +229,12 @@ class _Node:
         if self._reporter is not None:
             self._reporter.notice_change()
         self._measurements.notice_change()
+
+
+def _front_ends(settings: NodeSettings) -> FrontEndOptions | None:
+    if not settings.front_ends:
+        return None
+    return FrontEndOptions(settings.front_ends, log_level=settings.log_level, log_json=settings.log_json)
 
 
 def _response_cache(settings: NodeSettings) -> ResponseCache:

@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2
 from dovetail.clock import Clock
 from dovetail.pb import oip
 from dovetail.rpc.server import RpcServer, ServerOptions
+from runtime_svc.front_ends.options import FrontEndOptions
 from runtime_svc.log_control import LogControl
 from runtime_svc.model_control import ModelControl
 from runtime_svc.protocol.grpc_aio import MAX_MESSAGE_BYTES, inference_handler
@@ -36,6 +37,7 @@ async def start_inference_server(
     logs: LogControl | None = None,
     advice: str = "choose another port",
     port_file: Path | None = None,
+    front_ends: FrontEndOptions | None = None,
 ) -> RpcServer:
     """Serve a repository; its models may come and go while the server runs.
 
@@ -52,13 +54,15 @@ async def start_inference_server(
         logs: What LogSettings changes; the process's logging by default.
         advice: What to do if the port is taken.
         port_file: If given, the port is written there once the server answers.
+        front_ends: Processes that speak gRPC in place of this one; None: there are none.
 
     Raises:
         InvalidInputError: The address is malformed.
-        UnavailableError: It cannot be bound.
+        UnavailableError: It cannot be bound, or a front end cannot be started.
     """
-    rpc = RpcServer(options or ServerOptions(max_message_bytes=MAX_MESSAGE_BYTES))
-    regions, tracer = regions or SharedMemoryRegions(), tracer or Tracer()
+    regions, tracer, logs = regions or SharedMemoryRegions(), tracer or Tracer(), logs or LogControl()
+    core = InferenceCore(repository, regions=regions, tracer=tracer, clock=clock)
+    rpc = _rpc_server(options or ServerOptions(max_message_bytes=MAX_MESSAGE_BYTES), core, logs, front_ends)
     servicers = (
         ModelServicer(
             repository,
@@ -66,9 +70,8 @@ async def start_inference_server(
             control=control,
         ),
         SharedMemoryServicer(regions),
-        SettingsServicer(repository, tracer, logs or LogControl()),
+        SettingsServicer(repository, tracer, logs),
     )
-    core = InferenceCore(repository, regions=regions, tracer=tracer, clock=clock)
     rpc.server.add_generic_rpc_handlers([inference_handler(core)])
     rpc.server.add_generic_rpc_handlers([oip.generic_handler(servicer) for servicer in servicers])
     rpc.serve(oip.SERVICE, pool=oip.pool())
@@ -76,6 +79,18 @@ async def start_inference_server(
     mirror = HealthMirror(rpc, repository)
     await mirror.show_all()
     repository.add_listener(mirror.on_change)
+    return rpc
+
+
+def _rpc_server(
+    options: ServerOptions, core: InferenceCore, logs: LogControl, front_ends: FrontEndOptions | None
+) -> RpcServer:
+    if front_ends is None:
+        return RpcServer(options)
+    from runtime_svc.front_ends.server import FrontedServer  # an edge agent has none
+
+    rpc = FrontedServer(options, front_ends, core)
+    logs.add_listener(rpc.show_log_settings)
     return rpc
 
 

@@ -21,6 +21,7 @@ from dovetail.trust.key_files import TrustedKeys
 from dovetail.trust.policy import TrustMode
 from runtime_svc.acquire.negotiate import OBJECTIVES
 from runtime_svc.acquire.roster import Wanted
+from runtime_svc.front_ends.options import check_front_ends
 from runtime_svc.response_cache.cache import DEFAULT_BYTES
 from runtime_svc.shared_memory import ANY_PREFIX, DEFAULT_PREFIX
 from runtime_svc.shared_memory_object import object_name
@@ -36,6 +37,7 @@ FLAGS: Mapping[str, str] = {
     "address": "where to serve inference, host:port; port 0 takes a free one",
     "advertise": "host:port at which others reach this node, if not the obvious one",
     "metrics": "where to serve Prometheus metrics, host:port, or off",
+    "front-ends": "processes that speak gRPC on that port in place of the node's own; 0: none (Linux only)",
     "threads": "threads for one inference; 0: one for each usable core",
     "port-file": "write the inference port here once the node answers",
     "log-level": f"one of {', '.join(LEVELS)}",
@@ -57,6 +59,7 @@ class NodeSettings:
         model_repository: Folder of the node's own models (DOVETAIL_MODEL_REPOSITORY), or None.
         node: Id of this node; default: host name and role.
         address: host:port of the inference server.
+        front_ends: Processes that speak gRPC at that address in place of the node's own (DOVETAIL_FRONT_ENDS); 0: none.
         advertise: host:port at which others reach it; "": found out.
         metrics: host:port of the metrics, "" for none.
         threads: For one inference; 0: one for each usable core.
@@ -91,6 +94,7 @@ class NodeSettings:
     model_repository: Path | None
     node: str
     address: str
+    front_ends: int
     advertise: str
     metrics: str
     threads: int
@@ -136,6 +140,7 @@ class NodeSettings:
             model_repository=read.optional_path("DOVETAIL_MODEL_REPOSITORY"),
             node=read.checked("DOVETAIL_NODE", f"{host_identifier()}-{role}", lambda text: check_name(text, "node id")),
             address=read.checked("DOVETAIL_ADDRESS", "0.0.0.0:8001", check_address),
+            front_ends=read.checked("DOVETAIL_FRONT_ENDS", "0", check_front_ends),
             advertise=read.checked("DOVETAIL_ADVERTISE", "", lambda text: check_address(text) if text else ""),
             metrics=read.checked("DOVETAIL_METRICS", metrics, lambda text: "" if text == OFF else check_address(text)),
             threads=read.integer("DOVETAIL_THREADS", 0, low=0, high=1024),

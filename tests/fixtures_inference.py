@@ -21,6 +21,7 @@ import pytest
 from dovetail.clock import Clock
 from dovetail.pb import oip
 from dovetail.rpc.server import RpcServer
+from runtime_svc.front_ends.options import FrontEndOptions
 from runtime_svc.log_control import LogControl
 from runtime_svc.model_control import ModelControl
 from runtime_svc.repository import Repository
@@ -54,12 +55,14 @@ async def running_server(
     regions: SharedMemoryRegions | None = None,
     tracer: Tracer | None = None,
     logs: LogControl | None = None,
+    front_ends: FrontEndOptions | None = None,
 ) -> AsyncIterator[RunningServer]:
     """Start a server over a repository; at the end, stop it and close the repository."""
     models = repository or Repository()
     rpc = await start_inference_server(
-        models, address="127.0.0.1:0", control=control, clock=clock, regions=regions, tracer=tracer, logs=logs
-    )
+        models, address="127.0.0.1:0", control=control, clock=clock, regions=regions, tracer=tracer, logs=logs,
+        front_ends=front_ends,
+    )  # fmt: skip
     unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{rpc.port}", options=unlimited) as channel:

@@ -18,6 +18,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
+STATUS_HEADER = ("triton_grpc_error", "true")
+"""A client that sends it wants a stream's first error as its status."""
+
 MAX_IN_FLIGHT = 64
 """Most requests at once: a few batches of the usual sizes; more would only take memory."""
 

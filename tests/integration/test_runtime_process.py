@@ -143,3 +143,4 @@ async def test_metrics_are_served_where_they_are_wanted(service: FakeArtifactCac
         await writer.wait_closed()
 
     assert 'dovetail_model_info{model="digits"' in text
+    assert "\ndovetail_response_cache_limit_bytes 67108864\n" in text
