@@ -38,13 +38,14 @@ class BatchDurations:
 
 
 class Refusal(StrEnum):
-    """Why a request ended without a run."""
+    """Why a request ended without a run, or in the middle of it."""
 
     QUEUE_FULL = "queue_full"
     TIMEOUT = "timeout"
     DEADLINE = "deadline"
     PREDICTED = "predicted"
     CANCELLED = "cancelled"
+    STOPPED = "stopped"
 
 
 class Failure(StrEnum):

@@ -92,6 +92,30 @@ class Session(Protocol):
         ...
 
 
+class StoppableRun(Protocol):
+    """One run that another thread may stop."""
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """As `Session.run`; once only.
+
+        Raises:
+            CancelledError: It was stopped, before or while it ran.
+        """
+        ...
+
+    def stop(self) -> None:
+        """End it soon; for any thread, before, while or after it runs, as often as one likes. Does not wait."""
+        ...
+
+
+class StoppableSession(Session, Protocol):
+    """A session that can end a run in its middle; others just have no `stoppable`."""
+
+    def stoppable(self) -> StoppableRun:
+        """The next run, on the thread that will call its `run`. It may cost more than `run` does."""
+        ...
+
+
 class Engine(Protocol):
     """One inference library."""
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from dovetail.engines.base import Engine, SessionOptions
 from dovetail.engines.onnxruntime_gpu import open_gpu_session
-from dovetail.errors import EngineError, InvalidInputError, UnsupportedError, brief
+from dovetail.errors import CancelledError, EngineError, InvalidInputError, UnsupportedError, brief
 from dovetail.rules.onnxruntime_rules import needs_x64_quant_precision
 from dovetail.tensor import Array, TensorSpec
 
@@ -173,29 +173,38 @@ class OnnxRuntimeSession:
             InvalidInputError: A BYTES element is not UTF-8: the library's strings are text.
             EngineError: The library failed.
         """
-        try:
-            if self._plain:
-                arrays = self._session.run(self._output_names, dict(feeds))
-                return dict(zip(self._output_names, arrays, strict=True))
-            return self._run_converted(feeds)
-        except InvalidInputError:
-            raise
-        except Exception as exc:  # the library raises its own family, which does not share a public base
-            raise EngineError(f"onnxruntime failed while running: {brief(str(exc))}") from exc
+        return self._run(feeds, None)
+
+    def stoppable(self) -> _StoppableRun:
+        """See `StoppableSession`: the library looks at the run's flag before each operator."""
+        return _StoppableRun(self._run, self._ort.RunOptions())
 
     def close(self) -> None:
         """Free the model."""
         self._session = None
 
-    def _run_converted(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def _run(self, feeds: Mapping[str, Array], options: Any) -> dict[str, Array]:
+        try:
+            if self._plain:
+                arrays = self._session.run(self._output_names, dict(feeds), options)
+                return dict(zip(self._output_names, arrays, strict=True))
+            return self._run_converted(feeds, options)
+        except InvalidInputError:
+            raise
+        except Exception as exc:  # the library raises its own family, which does not share a public base
+            if options is not None and options.terminate:
+                raise CancelledError("the run was stopped: nobody waits for its outputs any more") from exc
+            raise EngineError(f"onnxruntime failed while running: {brief(str(exc))}") from exc
+
+    def _run_converted(self, feeds: Mapping[str, Array], options: Any) -> dict[str, Array]:
         values = {name: self._to_library(name, array) for name, array in feeds.items()}
         if any(spec.datatype == "BF16" for spec in self.outputs):
-            return self._run_values(values)
-        arrays = self._session.run(self._output_names, values)
+            return self._run_values(values, options)
+        arrays = self._session.run(self._output_names, values, options)
         return {spec.name: _from_text(array) if spec.datatype == "BYTES" else array
                 for spec, array in zip(self.outputs, arrays, strict=True)}  # fmt: skip
 
-    def _run_values(self, values: Mapping[str, Any]) -> dict[str, Array]:
+    def _run_values(self, values: Mapping[str, Any], options: Any) -> dict[str, Array]:
         binding = self._session.io_binding()
         for name, value in values.items():
             if isinstance(value, np.ndarray):
@@ -204,7 +213,7 @@ class OnnxRuntimeSession:
                 binding.bind_ortvalue_input(name, value)
         for name in self._output_names:
             binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, options)
         results = binding.get_outputs()
         return {spec.name: _from_value(spec, value) for spec, value in zip(self.outputs, results, strict=True)}
 
@@ -214,6 +223,20 @@ class OnnxRuntimeSession:
             bits = np.asarray(array, dtype=np.uint16, order="C")
             return self._ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
         return _to_text(name, array) if datatype == "BYTES" else array
+
+
+class _StoppableRun:
+    """See `StoppableRun`."""
+
+    def __init__(self, run: Callable[[Mapping[str, Array], Any], dict[str, Array]], options: Any) -> None:
+        self._run = run
+        self._options = options
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return self._run(feeds, self._options)
+
+    def stop(self) -> None:
+        self._options.terminate = True
 
 
 def _specs(nodes: Sequence[Any]) -> tuple[TensorSpec, ...]:

@@ -19,15 +19,17 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from dovetail.engines.base import Engine, SessionOptions
-from dovetail.errors import EngineError, UnsupportedError, brief
+from dovetail.errors import CancelledError, EngineError, UnsupportedError, brief
 from dovetail.tensor import NUMPY_DTYPES, Array, TensorSpec
 
 ENGINE = "openvino"
@@ -185,14 +187,23 @@ class OpenVinoSession:
         Raises:
             EngineError: The library failed, an input is missing or unknown, or the session is closed.
         """
+        return self._run(feeds, None)
+
+    def stoppable(self) -> _StoppableRun:
+        """See `StoppableSession`. The library hands such a run to a thread of its own: 30 µs more than `run`."""
+        return _StoppableRun(self._run)
+
+    def _run(self, feeds: Mapping[str, Array], switch: _StoppableRun | None) -> dict[str, Array]:
         if feeds.keys() != self._input_types.keys():
             raise EngineError(f"the model has the inputs {sorted(self._input_types)}, the call brings {sorted(feeds)}")
         request = self._idle.get()
         try:
             if not self._open:
                 raise EngineError("the session is closed")
-            return self._run_on(request, feeds)
+            return self._run_on(request, feeds, request.infer if switch is None else partial(switch.infer, request))
         except (RuntimeError, TypeError, ValueError) as exc:
+            if switch is not None and switch.stopped:
+                raise CancelledError("the run was stopped: nobody waits for its outputs any more") from exc
             raise EngineError(f"openvino failed while running: {brief(without_source_positions(str(exc)))}") from exc
         finally:
             self._idle.put(request if self._open else None)
@@ -207,12 +218,12 @@ class OpenVinoSession:
             pass
         self._idle.put(None)
 
-    def _run_on(self, request: Any, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    def _run_on(self, request: Any, feeds: Mapping[str, Array], infer: Callable[[], object]) -> dict[str, Array]:
         """The library releases the interpreter's lock while it infers, so callers on other requests run meanwhile."""
         dense = {name: np.asarray(array, order="C") for name, array in feeds.items()}  # kept alive during infer()
         for index, name in enumerate(self._input_types):
             request.set_input_tensor(index, self._tensor(name, dense[name]))
-        request.infer()
+        infer()
         return {spec.name: _output(request, index, spec) for index, spec in enumerate(self.outputs)}
 
     def _tensor(self, name: str, array: Array) -> Any:
@@ -222,6 +233,38 @@ class OpenVinoSession:
         if datatype == "BF16":
             return self._ov.Tensor(array, list(array.shape), self._ov.Type.bf16)
         return self._ov.Tensor(array, shared_memory=array.flags.writeable)
+
+
+class _StoppableRun:
+    """See `StoppableRun`. Only a request that was started asynchronously can be cancelled."""
+
+    def __init__(self, run: Callable[[Mapping[str, Array], _StoppableRun], dict[str, Array]]) -> None:
+        self._run = run
+        self._lock = Lock()
+        self._request: Any = None
+        self.stopped = False
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return self._run(feeds, self)
+
+    def infer(self, request: Any) -> None:
+        """Infer on a request of the library."""
+        with self._lock:
+            if self.stopped:
+                raise CancelledError("the run was stopped before it began")
+            request.start_async()
+            self._request = request
+        try:
+            request.wait()
+        finally:
+            with self._lock:  # from here on it is somebody else's
+                self._request = None
+
+    def stop(self) -> None:
+        with self._lock:
+            self.stopped = True
+            if self._request is not None:
+                self._request.cancel()
 
 
 def _output(request: Any, index: int, spec: TensorSpec) -> Array:

@@ -22,12 +22,19 @@ class Batch:
         rows: Of all of them.
         padded_rows: Rows to run; the further ones are padding.
         reason: Why it had no more requests.
+        expected_s: How long the run will take; None while that is not known.
     """
 
     tickets: tuple[Ticket, ...]
     rows: int
     padded_rows: int
     reason: CloseReason
+    expected_s: float | None = None
+
+    @property
+    def abandoned(self) -> bool:
+        """True if none of the callers waits any more."""
+        return all(ticket.future.cancelled() for ticket in self.tickets)
 
     def scatter(self, outputs: Mapping[str, Array], buckets: Buckets | None) -> list[dict[str, Array]]:
         """Each request's own part of the outputs, in the order of `tickets`; views, not copies.

@@ -43,8 +43,9 @@ class BatchingScheduler:
         self._record = parts.record
         self._sessions = parts.sessions
         self._layouts = Layouts(config, batched=facts.max_batch_size > 0)
-        ordered = config.batching is not None and config.batching.preserve_ordering and len(parts.sessions) > 1
-        self._order = ReplyOrder() if ordered else None
+        ordered = config.batching is not None and config.batching.preserve_ordering
+        overtakes = len(parts.sessions) > 1 or config.split_oversize  # parts are joined later than they are done
+        self._order = ReplyOrder() if ordered and overtakes else None
         self._dispatcher = Dispatcher(parts, len(parts.sessions))
         gate = parts.gate if _keeps_cores_busy(parts) else None
         share = None if gate is None else gate.share(weight=config.weight, threads=config.threads)
@@ -117,8 +118,8 @@ class BatchingScheduler:
             parts = await asyncio.gather(*(ticket.future for ticket in tickets))
         except BaseException:  # the others would be run for nobody
             for ticket in tickets:
-                if not ticket.future.done():
-                    ticket.future.cancel()
+                ticket.future.cancel()
+                if ticket.future.cancelled():
                     self._dispatcher.withdraw(ticket)
             raise
         inferred_ns = time.perf_counter_ns()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a session may be told about the callers of a run, beside the arrays.
 
-A session that wants to know has a method `expect(contexts)`, called on the thread that then calls `run`. Engines that
-compute the same whoever asks have none.
+A session that wants to know has a method `expect(contexts)`, called on the thread that then calls `run`. It may give
+back a number for that run; then `cancel(place, number)`, from any thread and at any time, says that the caller at that
+place of `contexts` has left. Engines that compute the same whoever asks have none.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class CallContext:
         return CallContext(request.rows, request.deadline_s, request.sequence)
 
 
-Expect = Callable[[Sequence[CallContext]], None]
+Expect = Callable[[Sequence[CallContext]], int | None]
 
 
 def expectation_of(session: Session) -> Expect | None:

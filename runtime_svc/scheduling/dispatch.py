@@ -10,20 +10,21 @@ fit). The queue's bounds count rows and bytes, because those cost time and memor
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from dovetail.errors import BusyError, DeadlineError, UnavailableError
-from runtime_svc.scheduling.admission import check_deadline, predicted_wait_s
+from runtime_svc.scheduling.admission import ENOUGH_RUNS, Prudence, check_deadline, find_late, predicted_wait_s
 from runtime_svc.scheduling.base import SchedulerParts
 from runtime_svc.scheduling.batch import Batch
 from runtime_svc.scheduling.closing import Closer, CloseReason
-from runtime_svc.scheduling.fairness import Gate, Share
+from runtime_svc.scheduling.fairness import Gate, Place, Share
 from runtime_svc.scheduling.policy import Levels
 from runtime_svc.scheduling.queue import DEFAULT_QUEUE_BYTES, DEFAULT_QUEUE_ROWS, RequestQueue
-from runtime_svc.scheduling.run_times import RunTimes
+from runtime_svc.scheduling.run_times import Curve, RunTimes
 from runtime_svc.scheduling.ticket import Ticket, deliver
 from runtime_svc.spare_time import SpareWork
 from runtime_svc.statistics import Refusal
@@ -36,25 +37,40 @@ class Turn:
         self._gate = gate
         self._share = share
         self._held = False
+        self._ran_s: float | None = None
+        self._place: Place | None = None
 
     def take(self) -> bool:
-        """Get it if that needs no wait."""
-        if self._held or self._gate is None or self._share is None:
+        """Get it, or keep it after a run, if that needs no wait."""
+        if self._gate is None or self._share is None:
             return True
-        self._held = self._gate.try_enter(self._share)
+        if self._ran_s is not None:
+            ran_s, self._ran_s = self._ran_s, None
+            self._place = self._gate.go_on(self._share, ran_s)
+            self._held = self._place is None
+        elif not self._held:
+            self._held = self._gate.try_enter(self._share)
         return self._held
 
     def wait(self) -> None:
         """Get it; blocks."""
         if self._gate is not None and self._share is not None:
-            self._gate.enter(self._share)
-            self._held = True
+            if self._place is None:
+                self._gate.enter(self._share)
+            else:
+                self._gate.wait(self._place)
+            self._held, self._place = True, None
 
-    def give_back(self, seconds: float = 0.0) -> None:
-        """Let others run; it was used for so long."""
+    def ran(self, seconds: float) -> None:
+        """A run that took so long is over; `take` or `give_back` follows, as there is more to run or not."""
+        if self._held:
+            self._ran_s = seconds
+
+    def give_back(self) -> None:
+        """Let others run."""
         if self._held and self._gate is not None and self._share is not None:
-            self._held = False
-            self._gate.leave(self._share, seconds)
+            ran_s, self._ran_s, self._held = self._ran_s or 0.0, None, False
+            self._gate.leave(self._share, ran_s)
 
 
 class Dispatcher:
@@ -91,6 +107,7 @@ class Dispatcher:
         )
         self._changed = threading.Condition(threading.Lock())
         self._times = RunTimes()
+        self._prudence = Prudence()
         self._spare: deque[SpareWork[Any]] = deque()
         self._idle = 0
         self._closed = False
@@ -123,10 +140,13 @@ class Dispatcher:
             self._changed.notify(len(tickets))
 
     def withdraw(self, ticket: Ticket) -> None:
-        """Take back a request whose caller is gone; one that runs already runs on."""
+        """Take back a request whose caller is gone; the run of one that is not queued any more is told."""
         with self._changed:
-            if self._queue.remove(ticket):
-                self._refuse(Refusal.CANCELLED)
+            queued = self._queue.remove(ticket)
+        if queued:
+            self._refuse(Refusal.CANCELLED)
+        elif (on_leave := ticket.on_leave) is not None:
+            on_leave()
 
     def offer_spare(self, work: SpareWork[Any]) -> None:
         """Have an engine thread do this as soon as nothing is queued."""
@@ -154,6 +174,15 @@ class Dispatcher:
         """A run of a batch took so long."""
         with self._changed:
             self._times.add(batch.tickets[0].layout, batch.padded_rows, seconds)
+
+    def judge(self, batch: Batch) -> None:
+        """The run of a batch ended, or was stopped because nobody waited for it any more."""
+        deadlines_s = [at_s for ticket in batch.tickets if (at_s := ticket.request.deadline_s) is not None]
+        if deadlines_s:
+            with self._changed:
+                curve = self._times.of(batch.tickets[0].layout)
+                if curve is not None and curve.runs > ENOUGH_RUNS:  # before, nobody could be prudent
+                    self._prudence.learn(min(deadlines_s) - self._clock.monotonic_s())
 
     def close(self) -> None:
         """Take no more requests; those queued are still served. Spare work that has not begun is cancelled."""
@@ -228,26 +257,50 @@ class Dispatcher:
         """A batch; else how long to wait for more requests, None if there is none at all."""
         now_s = self._clock.monotonic_s()
         self._drop_expired(now_s)
-        tickets, stop, oldest_s = self._scan()
-        if not tickets:
-            return None
-        closing = self._closer.close(
-            [ticket.request.rows for ticket in tickets],
-            stop,
-            now_s - oldest_s,
-            curve=self._times.of(tickets[0].layout),
-            idle=self._idle,
-            draining=self._closed,
-        )
-        if not closing.count:
-            return min(closing.wait_s, self._queue.next_instant_s() - now_s)
-        taken = tickets[: closing.count]
+        taken: list[Ticket] | None = None
+        while taken is None:
+            tickets, stop, oldest_s = self._scan()
+            if not tickets:
+                return None
+            curve = self._times.of(tickets[0].layout)
+            closing = self._closer.close(
+                [ticket.request.rows for ticket in tickets],
+                stop,
+                now_s - oldest_s,
+                curve=curve,
+                idle=self._idle,
+                draining=self._closed,
+            )
+            if not closing.count:
+                return min(closing.wait_s, self._queue.next_instant_s() - now_s)
+            taken = self._without_late(tickets[: closing.count], curve, now_s)
         for ticket in taken:
             self._queue.remove(ticket)
         rows = sum(ticket.request.rows for ticket in taken)
         if self._queue and self._idle:
             self._changed.notify()
-        return Batch(tuple(taken), rows, self._closer.padded(rows), closing.reason)
+        padded_rows = self._closer.padded(rows)
+        expected_s = curve.seconds(padded_rows) if curve is not None and curve.known else None
+        return Batch(tuple(taken), rows, padded_rows, closing.reason, expected_s)
+
+    def _without_late(self, tickets: list[Ticket], curve: Curve | None, now_s: float) -> list[Ticket] | None:
+        """Those of a batch to run now; None if some were refused because others can still be answered in time."""
+        if curve is None or curve.runs < ENOUGH_RUNS or all(ticket.request.deadline_s is None for ticket in tickets):
+            return tickets
+        deadlines_s = [math.inf if (at_s := ticket.request.deadline_s) is None else at_s for ticket in tickets]
+        count, late = find_late(
+            [deadline_s - now_s for deadline_s in deadlines_s],
+            [ticket.request.rows for ticket in tickets],
+            lambda rows: self._prudence.factor * curve.seconds(self._closer.padded(rows)),
+        )
+        if not late or len(late) == len(self._queue):
+            return tickets[:count]
+        for index in late:
+            self._queue.remove(tickets[index])
+            self._refuse(Refusal.PREDICTED)
+            text = f"the request waited for model '{self._model}' until a run would end after its deadline"
+            deliver([tickets[index]], [DeadlineError(text)])
+        return None
 
     def _scan(self) -> tuple[list[Ticket], CloseReason, float]:
         """Requests that may share the next batch, why no more of them may, and when the oldest came."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 
 from dovetail.engines.base import Session
-from dovetail.errors import DovetailError, EngineError
+from dovetail.errors import CancelledError, DovetailError, EngineError
 from dovetail.tensor import Array
 from runtime_svc.scheduling.base import SchedulerParts
 from runtime_svc.scheduling.batch import Batch
@@ -22,8 +22,9 @@ from runtime_svc.scheduling.call_context import CallContext, expectation_of
 from runtime_svc.scheduling.closing import CloseReason
 from runtime_svc.scheduling.dispatch import Dispatcher, Turn
 from runtime_svc.scheduling.gathering import Gatherer
+from runtime_svc.scheduling.stopping import WORTH_STOPPING_S, run_while_wanted, stoppable_of
 from runtime_svc.scheduling.ticket import deliver
-from runtime_svc.statistics import Execution
+from runtime_svc.statistics import Execution, Refusal
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +45,10 @@ class Instance:
     ) -> None:
         self._session = session
         self._expect = expectation_of(session)
+        self._stoppable = stoppable_of(session)
         self._dispatcher = dispatcher
         self._record = parts.record
+        self._refuse = parts.refuse
         self._buckets = parts.config.buckets
         self._gatherer = Gatherer(parts.config, batched=parts.facts.max_batch_size > 0)
         self._padded = parts.config.allowed_batch_sizes
@@ -66,7 +69,8 @@ class Instance:
                 started = time.perf_counter()
                 if self._run(task):
                     self._dispatcher.learn(task, time.perf_counter() - started)
-                self._turn.give_back(time.perf_counter() - started)
+                self._turn.ran(time.perf_counter() - started)
+                self._dispatcher.judge(task)
             else:
                 task.run(self._session)
             del task  # so that its arrays do not live on while the thread waits
@@ -76,6 +80,10 @@ class Instance:
         try:
             results = self._execute(batch)
         except DovetailError as error:
+            if isinstance(error, CancelledError) and batch.abandoned:
+                for _ in batch.tickets:
+                    self._refuse(Refusal.STOPPED)
+                return False
             if len(batch.tickets) == 1:
                 deliver(batch.tickets, [error])
                 return False
@@ -134,4 +142,7 @@ class Instance:
             if batch.padded_rows > batch.rows:
                 callers.append(CallContext(batch.padded_rows - batch.rows, ready=False))
             self._expect(callers)
-        return self._session.run(feeds)
+        short = self._expect is None and batch.expected_s is not None and batch.expected_s < WORTH_STOPPING_S
+        if self._stoppable is None or short:
+            return self._session.run(feeds)
+        return run_while_wanted(self._stoppable(), batch, feeds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dovetail.errors import DovetailError
@@ -35,6 +35,7 @@ class Ticket:
         number: Of its instant in the queue; 0 if it has none.
         started_ns: When its run began; 0 before.
         enqueued_ns: When it came, on the performance counter.
+        on_leave: Called on the event loop when its caller leaves while it runs; None: nobody wants to know.
     """
 
     request: InferenceRequest
@@ -51,6 +52,7 @@ class Ticket:
     number: int = 0
     started_ns: int = 0
     enqueued_ns: int = field(default_factory=time.perf_counter_ns)
+    on_leave: Callable[[], None] | None = None
 
     def resolve(self, result: Result) -> None:
         """Hand the answer over, on the loop; nothing happens if the caller is gone."""

@@ -4,7 +4,9 @@
 Random configurations serve random requests: mixed lengths and sizes, deadlines, timeouts, priorities, callers that go
 away, engines that fail for some values or give back views of their inputs, several instances. Every reply is held
 until the end of its run and only then compared with what its own input asks for, so memory that was used again too
-early shows as well. Whoever gets an error must have asked for one that can happen to them.
+early shows as well. Whoever gets an error must have asked for one that can happen to them. Where the configuration
+keeps the order of requests, their replies have it. `tests/conformance/test_conformance_mixture.py` asks the same over
+gRPC, of all that serves.
 
     DOVETAIL_WRONG_ANSWER_EXAMPLES=20000 pytest -s tests/unit/test_no_wrong_answers.py
 
@@ -123,8 +125,8 @@ def scenes(draw: st.DrawFn) -> Scene:
     )
 
 
-async def ask(model: ServedModel, scene: Scene, chance: random.Random, number: int) -> str:
-    """One request; returns what became of it, held until the end of the scene."""
+async def ask(model: ServedModel, scene: Scene, chance: random.Random, number: int, answered: list[int]) -> str:
+    """One request; returns what became of it, held until the end of the scene. `answered` says in which order."""
     most = scene.max_batch_size * (3 if scene.config.split_oversize else 1)
     rows = chance.choice([1, 1, 1, chance.randint(1, most)])
     length = chance.choice([3, 4, 4, 6, 8, 9]) * (512 if scene.wide else 1)
@@ -155,6 +157,8 @@ async def ask(model: ServedModel, scene: Scene, chance: random.Random, number: i
         if not _deserved(error, scene, dies=dies, expires=expires, poisoned=poisoned):
             raise
         return type(error).__name__
+    if not leaves:  # which looks for its answer later
+        answered.append(number)
     assert not poisoned, "a poisoned request was answered"
     await asyncio.sleep(chance.choice([0, 0.002]))  # others run meanwhile, in what might be the same memory
     expected = ids if scene.views else ids * 2
@@ -181,15 +185,17 @@ async def play(scene: Scene) -> Counter[str]:
     facts = ModelFacts("m", 1, Engine.inputs, Engine.outputs, scene.max_batch_size, "a" * 64, "fake", "fake")
     model = ServedModel.start(facts, engines, scene.config, gate=Gate(2))
     chance = random.Random(scene.seed)
-    tasks = []
+    tasks, answered = [], list[int]()
     for number in range(scene.requests):
-        tasks.append(asyncio.create_task(ask(model, scene, random.Random(chance.random()), number)))
+        tasks.append(asyncio.create_task(ask(model, scene, random.Random(chance.random()), number, answered)))
         if chance.random() < 0.3:
             await asyncio.sleep(chance.choice([0, 0, 0.0005]))
     outcomes = Counter(await asyncio.gather(*tasks))
     figures = model.statistics.snapshot()
     await model.close()
     assert model.pending == 0
+    if scene.config.batching is not None and scene.config.batching.preserve_ordering:
+        assert answered == sorted(answered)
     assert figures.fail.count == scene.requests - outcomes["answered"]
     assert figures.success.count >= outcomes["answered"]  # more if a caller left in the moment of the answer
     return outcomes
@@ -208,3 +214,20 @@ def test_the_search_above_looked_at_real_answers() -> None:
 
     assert CHECKED["answered"] > 10 * EXAMPLES
     assert CHECKED["cancelled"]
+
+
+async def test_a_reply_that_is_joined_from_parts_is_not_overtaken_where_order_is_kept() -> None:
+    config = ServingConfig(batching=DynamicBatching(preserve_ordering=True), split_oversize=True)
+    facts = ModelFacts("m", 1, Engine.inputs, Engine.outputs, 1, "a" * 64, "fake", "fake")
+    model = ServedModel.start(facts, [Engine(views=False, pause_s=0.0)], config)
+    for _ in range(50):
+        answered: list[int] = []
+
+        async def ask_for(rows: int, answered: list[int] = answered) -> None:
+            ids = np.ones((rows, 2), np.float32)
+            await model.infer(InferenceRequest({"ids": ids, "mask": ids}, rows=rows))
+            answered.append(rows)
+
+        await asyncio.gather(ask_for(3), ask_for(1))
+        assert answered == [3, 1]
+    await model.close()

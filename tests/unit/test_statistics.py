@@ -17,6 +17,7 @@ from runtime_svc.configuration.serving_config import ServingConfig
 from runtime_svc.metrics import render_metrics, start_metrics_server
 from runtime_svc.protocol.statistics_reply import model_statistics
 from runtime_svc.repository import Repository
+from runtime_svc.response_cache.figures import CacheFigures
 from runtime_svc.scheduling.request import InferenceRequest
 from runtime_svc.served_model import ServedModel
 from runtime_svc.statistics import Duration, Execution, Failure, ModelStatistics
@@ -94,6 +95,25 @@ async def test_metrics_have_tritons_names_and_parse_as_prometheus_text() -> None
     assert samples["nv_inference_pending_request_count"].value == 0
     assert '# TYPE nv_inference_count counter\nnv_inference_count{model="m",version="1"} 3\n' in text
     assert samples["dovetail_model_info"].labels["recipe"] == "fake-fp32"
+
+
+def test_metrics_show_what_the_response_cache_holds_and_answered() -> None:
+    text = render_metrics([], CacheFigures(1024, 4096, 3, 2, memory_hits=5, redis_hits=4, misses=6, redis_failures=1))
+
+    lines = text.splitlines()
+    assert "# TYPE dovetail_response_cache_bytes gauge" in lines
+    assert "# TYPE dovetail_response_cache_miss_count counter" in lines
+    assert [line for line in lines if line.startswith("dovetail_response_cache")] == [
+        "dovetail_response_cache_bytes 1024",
+        "dovetail_response_cache_limit_bytes 4096",
+        "dovetail_response_cache_entries 3",
+        "dovetail_response_cache_eviction_count 2",
+        "dovetail_response_cache_memory_hit_count 5",
+        "dovetail_response_cache_redis_hit_count 4",
+        "dovetail_response_cache_miss_count 6",
+        "dovetail_response_cache_redis_failure_count 1",
+    ]
+    assert "dovetail_response_cache" not in render_metrics([])
 
 
 async def test_metrics_tell_apart_why_requests_failed_and_why_batches_were_closed() -> None:
