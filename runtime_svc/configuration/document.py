@@ -32,9 +32,7 @@ _NO_EFFECT: Mapping[str, frozenset[str]] = {
     "input": frozenset(("reshape", "is_non_linear_format_io")),
     "output": frozenset(("reshape", "is_non_linear_format_io", "label_filename")),
     "instance_group": frozenset(("rate_limiter", "secondary_devices", "profile", "passive", "host_policy")),
-    "sequence_batching": frozenset(("iterative_sequence",)),
     "sequence_batching.state": frozenset(("use_same_buffer_for_input_output", "use_growable_memory")),
-    "sequence_batching.oldest": frozenset(("preserve_ordering",)),
     "ensemble_scheduling.step": frozenset(("model_namespace",)),
 }  # fmt: skip
 """Where in the document -> fields of Triton's that do nothing here."""

@@ -116,6 +116,11 @@ def read_sequences(
     utilization = 0.0 if is_oldest else direct.minimum_slot_utilization
     if not 0.0 <= utilization <= 1.0:
         raise InvalidInputError(f"{where}.direct.minimum_slot_utilization: expected 0 to 1, got {utilization}")
+    if message.iterative_sequence and (message.control_input or message.state):
+        raise InvalidInputError(
+            f"{where}.iterative_sequence: does not go with control_input and state; the model is told with each request"
+            " which turn it is, and keeps what it must remember there"
+        )
     return SequenceBatching(
         oldest=is_oldest,
         max_idle_us=_wait(message.max_sequence_idle_microseconds, f"{where}.max_sequence_idle_microseconds")
@@ -128,6 +133,8 @@ def read_sequences(
         if is_oldest
         else (),
         minimum_slot_utilization=utilization,
+        preserve_ordering=is_oldest and oldest.preserve_ordering,
+        iterative=message.iterative_sequence,
     )
 
 

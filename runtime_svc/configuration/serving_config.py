@@ -163,6 +163,8 @@ class SequenceBatching:
         max_queue_delay_us: As for dynamic batching.
         preferred_batch_sizes: As for dynamic batching, for oldest.
         minimum_slot_utilization: For direct: share of slots with a request that ends the wait.
+        preserve_ordering: For oldest: replies leave an instance in the order in which it got the requests.
+        iterative: A request is a sequence of its own, which the model may have run again and again.
     """
 
     oldest: bool = False
@@ -173,6 +175,8 @@ class SequenceBatching:
     max_queue_delay_us: int = 0
     preferred_batch_sizes: tuple[int, ...] = ()
     minimum_slot_utilization: float = 0.0
+    preserve_ordering: bool = False
+    iterative: bool = False
 
     @property
     def given_inputs(self) -> frozenset[str]:

@@ -115,6 +115,7 @@ def _policy(policy: QueuePolicy) -> oip.ModelQueuePolicy:
 def _sequences(sequences: SequenceBatching) -> oip.ModelSequenceBatching:
     message = oip.ModelSequenceBatching(
         max_sequence_idle_microseconds=sequences.max_idle_us,
+        iterative_sequence=sequences.iterative,
         control_input=[_control(control) for control in sequences.controls],
         state=[_state(state) for state in sequences.states],
     )
@@ -122,6 +123,7 @@ def _sequences(sequences: SequenceBatching) -> oip.ModelSequenceBatching:
         message.oldest.max_candidate_sequences = sequences.max_candidates
         message.oldest.preferred_batch_size.extend(sequences.preferred_batch_sizes)
         message.oldest.max_queue_delay_microseconds = sequences.max_queue_delay_us
+        message.oldest.preserve_ordering = sequences.preserve_ordering
     else:
         message.direct.max_queue_delay_microseconds = sequences.max_queue_delay_us
         message.direct.minimum_slot_utilization = sequences.minimum_slot_utilization

@@ -5,33 +5,31 @@
 
 The numbers are file descriptors and limits that the node gives. Messages: `load`; `infer`, answered by `reply` or
 `error`, for a decoupled model by any number of `reply`, each acknowledged by `next` or `stop`, and `done` or `error`;
-`unload`, after which the process ends.
+`turns`, of an iterative model, answered by `turned` or `error`; `unload`, after which the process ends.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import socket
-import struct
 import sys
-import time
 import traceback
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from dovetail.errors import DovetailError, EngineError, brief
+from dovetail.errors import EngineError
 from dovetail.tensor import Array, TensorSpec
 from runtime_svc.python_models.child_setup import die_with_node, speak_plainly, take_limits
+from runtime_svc.python_models.child_turns import OpenRequests, described
+from runtime_svc.python_models.control_page import SeenControlPage
 from runtime_svc.python_models.frames import Connection, Message, PeerGoneError
 from runtime_svc.python_models.layout import lay_out
+from runtime_svc.python_models.run_reading import read_run
 from runtime_svc.python_models.shared_pages import SharedPages, worth_sharing
 from runtime_svc.python_models.user_model import UserModel
-from runtime_svc.python_models.user_objects import Context, Request, Sequence
-
-CONTROL_BYTES = mmap.PAGESIZE
-_CANCELLED = struct.Struct("<Q")
+from runtime_svc.python_models.user_objects import Context
 
 
 @dataclass(slots=True)
@@ -69,14 +67,15 @@ class Server:
     Attributes:
         connection: To the node.
         memory: Shared with the node.
-        control: Shared page: its first eight bytes are the number of the newest request that was cancelled.
+        control: Tells which callers have left.
     """
 
     connection: Connection
     memory: _Memory
-    control: mmap.mmap | None
+    control: SeenControlPage
     _datatypes: dict[str, str] = field(default_factory=dict)
     _loaded: UserModel | None = None
+    _open: OpenRequests | None = None
     _batched: bool = False
     _owes_turn: bool = False
 
@@ -100,6 +99,8 @@ class Server:
             if message.op == "load":
                 self._load(message.header)
                 self.connection.send({"op": "ready"})
+            elif message.op == "turns":
+                self._run_turns(message)
             elif message.header["decoupled"]:
                 self._infer_decoupled(message)
             else:
@@ -108,7 +109,7 @@ class Server:
             raise
         except Exception as exc:
             traceback.print_exc()
-            failure = _described(exc)
+            failure = {"op": "error", **described(exc)}
         if failure:  # the exception, which holds the inputs, is gone now
             self._wait_for_turn()
             self.connection.send({**failure, "held": self.memory.held})
@@ -131,27 +132,39 @@ class Server:
             parameters=header["parameters"],
             instance=header["instance"],
             instances=header["instances"],
+            iterative=header["iterative"],
         )
         self._batched = context.max_batch_size > 0
         self._datatypes = {spec.name: spec.datatype for spec in context.outputs}
         self._loaded = UserModel(context)
+        self._open = OpenRequests(self._loaded, self.control)
 
     def _infer(self, message: Message) -> None:
         arrays = self.connection.arrays(message, self.memory.inbound)
-        outputs = self._model.infer(self._request(message, arrays))
+        outputs = self._model.infer(read_run(message.header, arrays, self.control))
         arrays.clear()
-        self._reply(outputs, ends=True)
+        self._send({"op": "reply"}, outputs, self._datatypes, alike="reply", ends=True)
+
+    def _run_turns(self, message: Message) -> None:
+        if self._open is None:
+            raise EngineError("a request came before the model was loaded")
+        arrays = self.connection.arrays(message, self.memory.inbound)
+        results, outputs = self._open.run(message.header, arrays)
+        arrays.clear()
+        datatypes = {name: self._datatypes[name.split("/", 2)[2]] for name in outputs}
+        alike = None if any(error for _, _, error in results) else ("turned", *map(tuple, results))
+        self._send({"op": "turned", "results": results}, outputs, datatypes, alike=alike, ends=True)
 
     def _infer_decoupled(self, message: Message) -> None:
         arrays = self.connection.arrays(message, self.memory.inbound)
-        replies = self._model.replies(self._request(message, arrays))
+        replies = self._model.replies(read_run(message.header, arrays, self.control))
         arrays.clear()
         outputs: dict[str, Array] = {}
         try:
             for outputs in replies:
                 if not self._wait_for_turn():
                     break
-                self._reply(outputs)
+                self._send({"op": "reply"}, outputs, self._datatypes, alike="reply")
                 self._owes_turn = True
         finally:
             replies.close()
@@ -167,27 +180,25 @@ class Server:
         self._owes_turn = False
         return self.connection.receive().op == "next"
 
-    def _request(self, message: Message, arrays: dict[str, Array]) -> Request:
-        header, number = message.header, message.header["number"]
-        remaining_s = header.get("remaining_s")
-        control = self.control
-        return Request(
-            arrays,
-            rows=header["rows"],
-            sequences=tuple(Sequence(*entry) for entry in header.get("sequences", ())),
-            deadline_s=None if remaining_s is None else time.monotonic() + remaining_s,
-            is_cancelled=lambda: control is not None and bool(_CANCELLED.unpack_from(control)[0] == number),
-        )
-
-    def _reply(self, outputs: dict[str, Array], *, ends: bool = False) -> None:
+    def _send(
+        self,
+        header: dict[str, object],
+        outputs: dict[str, Array],
+        datatypes: Mapping[str, str],
+        *,
+        alike: Hashable,
+        ends: bool = False,
+    ) -> None:
         """Send outputs; `outputs` is emptied, because one may be a view of an input.
 
         Args:
+            header: Of the message.
             outputs: By name.
-            ends: The request is done with this.
+            datatypes: By the same names.
+            alike: See `Connection.send`.
+            ends: The run is done with this.
         """
-        body = lay_out(outputs, self._datatypes)
-        header: dict[str, object] = {"op": "reply"}
+        body = lay_out(outputs, datatypes)
         pages = self.memory.outbound
         large, shared = worth_sharing(body.size_bytes), False
         if large and pages is not None and body.size_bytes <= pages.size_bytes:
@@ -199,7 +210,9 @@ class Server:
         if ends and self.memory.inbound is not None:
             body = replace(body, pieces=[]) if shared else body.detached()
             header["held"] = self.memory.held
-        self.connection.send(header, body, shared=shared)
+        if alike is not None:
+            alike = None if "wants_bytes" in header else (alike, header.get("held"))
+        self.connection.send(header, body, shared=shared, alike=alike)
 
     def _unload(self) -> None:
         if self._loaded is None:
@@ -210,24 +223,17 @@ class Server:
             traceback.print_exc()
 
 
-def _described(exc: Exception) -> dict[str, object]:
-    code = exc.code.value if isinstance(exc, DovetailError) else ""
-    return {"op": "error", "type": type(exc).__name__, "text": brief(str(exc)), "code": code}
-
-
 def main(arguments: list[str]) -> None:
     """Serve one node; does not return before it is done."""
     sock, descriptors, lifeline, control, memory_bytes, open_files = map(int, arguments)
     for descriptor in (sock, descriptors, lifeline, control):
-        if descriptor >= 0:
-            os.set_inheritable(descriptor, False)  # they are not for what the model's code starts
+        os.set_inheritable(descriptor, False)  # they are not for what the model's code starts
     die_with_node(lifeline)
     take_limits(memory_bytes=memory_bytes, open_files=open_files)
     speak_plainly()
     connection, memory = Connection(socket.socket(fileno=sock)), _Memory(socket.socket(fileno=descriptors))
-    page = mmap.mmap(control, CONTROL_BYTES, prot=mmap.PROT_READ) if control >= 0 else None
     try:
-        Server(connection, memory, page).serve()
+        Server(connection, memory, SeenControlPage(control)).serve()
     except PeerGoneError:
         sys.exit(1)
 

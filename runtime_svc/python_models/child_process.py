@@ -7,21 +7,22 @@ It knows messages, not requests, and is never started again: that is `session`'s
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import runtime_svc
 from dovetail.errors import ERROR_CLASSES, DovetailError, EngineError, OverLimitError, UnavailableError, brief
 from dovetail.tensor import Array
+from runtime_svc.python_models.child_end import end_descriptor
 from runtime_svc.python_models.child_output import OutputLog, follow_output
+from runtime_svc.python_models.control_page import ControlPage
 from runtime_svc.python_models.frames import Connection, Message, PeerGoneError, PeerSilentError
 from runtime_svc.python_models.layout import lay_out
 from runtime_svc.python_models.limits import ProcessLimits
@@ -72,7 +73,7 @@ class ChildProcess:
         self._outbound: SharedPages | None = None
         self._spoiled = False
         self._wanted_bytes = 0
-        self._control = _ControlPage()
+        self._control = ControlPage()
         self._ended, self._reaping = threading.Event(), threading.Lock()
         ours, theirs = socket.socketpair()
         self._giving, taking = socket.socketpair()
@@ -88,7 +89,7 @@ class ChildProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                pass_fds=[number for number in descriptors if number >= 0],
+                pass_fds=descriptors,
                 start_new_session=True,
             )
         except OSError as exc:
@@ -126,11 +127,24 @@ class ChildProcess:
         except PeerGoneError as exc:
             raise self._died("while it was loaded") from exc
         if reply.op != "ready":
-            raise self._error(reply)
+            raise self.error(reply.header)
         self._connection.set_timeout(None)
 
-    def ask(self, header: Mapping[str, object], feeds: Mapping[str, Array], datatypes: Mapping[str, str]) -> None:
+    def ask(
+        self,
+        header: Mapping[str, object],
+        feeds: Mapping[str, Array],
+        datatypes: Mapping[str, str],
+        *,
+        alike: Hashable = None,
+    ) -> None:
         """Send a request.
+
+        Args:
+            header: About it.
+            feeds: Its tensors.
+            datatypes: Of the tensors, by name.
+            alike: See `Connection.send`.
 
         Raises:
             ChildDiedError: The process is gone.
@@ -141,7 +155,9 @@ class ChildProcess:
             brings = self._give_pages(body.size_bytes if shared else 0)
             if shared and self._inbound is not None:
                 body.write_to(self._inbound.array)
-            self._connection.send({**header, "brings": brings} if brings else header, body, shared=shared)
+            if brings:
+                header, alike = {**header, "brings": brings}, None
+            self._connection.send(header, body, shared=shared, alike=alike)
         except PeerGoneError as exc:
             raise self._died("before it could take the request") from exc
 
@@ -173,7 +189,7 @@ class ChildProcess:
         if isinstance(wanted, int) and 0 < wanted <= MOST_BYTES and AVAILABLE:
             self._wanted_bytes = wanted
         if message.op == "error":
-            raise self._error(message)
+            raise self.error(message.header)
         return message
 
     def arrays(self, message: Message) -> dict[str, Array]:
@@ -197,13 +213,21 @@ class ChildProcess:
             ChildDiedError: The process is gone.
         """
         try:
-            self._connection.send({"op": "next" if more else "stop"})
+            self._connection.send({"op": "next" if more else "stop"}, alike=more)
         except PeerGoneError as exc:
             raise self._died("between two replies") from exc
 
-    def cancel(self, number: int) -> None:
-        """Show the model's code that nobody waits for request `number` any more."""
-        self._control.write(number)
+    def error(self, described: Mapping[str, Any]) -> DovetailError:
+        """What the model's code raised, as a message describes it."""
+        kind, text = str(described.get("type", "error"))[:200], brief(str(described.get("text", "")))
+        own = ERROR_CLASSES.get(str(described.get("code", "")))
+        if own is not None:
+            return own(f"Python model '{self._model}': {text}")
+        return EngineError(f"Python model '{self._model}' failed: {kind}: {text}")
+
+    def cancel(self, number: int, caller: int | None = None) -> None:
+        """Show the model's code that this caller of run `number` has left; None: that nobody waits for it."""
+        self._control.mark(number, caller)
 
     def wait(self) -> str:
         """Wait until the process has ended; how it did, for people."""
@@ -277,44 +301,15 @@ class ChildProcess:
             self._process.wait()
             self._ended.set()
 
-    def _error(self, message: Message) -> DovetailError:
-        header = message.header
-        kind, text = str(header.get("type", "error"))[:200], brief(str(header.get("text", "")))
-        own = ERROR_CLASSES.get(str(header.get("code", "")))
-        if own is not None:
-            return own(f"Python model '{self._model}': {text}")
-        return EngineError(f"Python model '{self._model}' failed: {kind}: {text}")
-
     def _follow(self, instance: int) -> None:
         streams: dict[str, IO[bytes] | None] = {"stdout": self._process.stdout, "stderr": self._process.stderr}
         pipes = {name: pipe for name, pipe in streams.items() if pipe is not None}
         threading.Thread(
             target=follow_output,
-            args=(pipes, OutputLog(self._model, instance), os.pidfd_open(self._process.pid), self._reap),
+            args=(pipes, OutputLog(self._model, instance), end_descriptor(self._process.pid), self._reap),
             name=f"output-{self._model}-{instance}",
             daemon=True,
         ).start()
-
-
-class _ControlPage:
-    """A page that the process sees, too; its first eight bytes are the newest request that was cancelled."""
-
-    def __init__(self) -> None:
-        self.descriptor = -1
-        self._page: mmap.mmap | None = None
-        if AVAILABLE:
-            self.descriptor = os.memfd_create("dovetail-control", os.MFD_CLOEXEC)
-            os.ftruncate(self.descriptor, mmap.PAGESIZE)
-            self._page = mmap.mmap(self.descriptor, mmap.PAGESIZE)
-
-    def write(self, number: int) -> None:
-        if self._page is not None:
-            self._page[:8] = number.to_bytes(8, "little")
-
-    def close(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
 
 
 def _environment(environ: Mapping[str, str], more: tuple[str, ...], threads: int) -> dict[str, str]:

@@ -17,8 +17,8 @@ from dovetail.errors import InvalidInputError
 from dovetail.tensor import NUMPY_DTYPES, Array, element_count, from_raw, to_raw
 
 ALIGNMENT = 64  # a cache line, and enough for every vector instruction there is
-MAX_TENSORS = 4096
-"""Most tensors of a message; far above what signatures have."""
+MAX_TENSORS = 16384
+"""Most tensors of a message; far above what signatures have, and a turn of a thousand requests has some thousands."""
 
 Place = tuple[str, str, tuple[int, ...], int, int]
 """Name, datatype, shape, offset in the body, bytes."""
@@ -37,6 +37,11 @@ class Body:
     places: list[Place]
     pieces: list[Array | bytes]
     size_bytes: int
+
+    @property
+    def is_steady(self) -> bool:
+        """True if tensors of the same shapes always take the same places: texts do not."""
+        return all(place[1] != "BYTES" for place in self.places)
 
     def buffers(self) -> list[Any]:
         """The pieces with the gaps between them, to be written one after the other."""

@@ -81,6 +81,7 @@ def open_python_model(
         "outputs": [spec.to_json() for spec in outputs],
         "max_batch_size": max_batch_size,
         "decoupled": config.decoupled,
+        "iterative": config.sequences is not None and config.sequences.iterative,
         "parameters": dict(config.parameters),
         "instances": config.instances or 1,
     }
@@ -97,6 +98,7 @@ def open_python_model(
                 infer_s=float(limits.infer_s),
                 unload_s=float(limits.unload_s),
                 decoupled=config.decoupled,
+                iterative=config.sequences is not None and config.sequences.iterative,
                 batched=max_batch_size > 0,
                 on_change=on_change,
             )

@@ -12,11 +12,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from dovetail.errors import BusyError, DovetailError, UnavailableError
 from dovetail.tensor import Array, TensorSpec
 from runtime_svc.python_models.child_process import ChildDiedError, ChildProcess
+from runtime_svc.python_models.run_header import run_header
+from runtime_svc.python_models.turns_header import read_results, turns_header
 from runtime_svc.scheduling.call_context import CallContext
+from runtime_svc.scheduling.iterative.turns import Turn, TurnResult
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +32,8 @@ SETTLED_S = 60.0
 
 
 class PythonSession:
-    """See `dovetail.engines.base.Session`; also decoupled (`run_decoupled`) and told of its callers (`expect`).
+    """See `dovetail.engines.base.Session`; also decoupled (`run_decoupled`), iterative (`run_turns`, see
+    `IterativeSession`), and told of its callers (`expect`).
 
     Args:
         model: Name, for messages and logs.
@@ -38,6 +43,7 @@ class PythonSession:
         infer_s: Longest time to one reply; 0: none.
         unload_s: Longest time to unload.
         decoupled: The model gives any number of replies.
+        iterative: Its requests may have many turns.
         batched: Axis 0 is the batch.
         on_change: Called from a thread after `ready` has changed.
         pauses_s: See PAUSES_S.
@@ -60,11 +66,12 @@ class PythonSession:
         infer_s: float = 0.0,
         unload_s: float = 10.0,
         decoupled: bool = False,
+        iterative: bool = False,
         batched: bool = True,
         on_change: Callable[[], None] = lambda: None,
         pauses_s: Sequence[float] = PAUSES_S,
     ) -> None:
-        self.inputs, self.outputs, self.decoupled = inputs, outputs, decoupled
+        self.inputs, self.outputs, self.decoupled, self.iterative = inputs, outputs, decoupled, iterative
         self.generation = 1
         self._model, self._batched = model, batched
         self._datatypes = {spec.name: spec.datatype for spec in inputs}
@@ -94,9 +101,10 @@ class PythonSession:
         child = self._child
         return child.pid if child is not None else None
 
-    def expect(self, contexts: Sequence[CallContext]) -> None:
-        """Say whose rows the next run has; on the thread that runs it."""
+    def expect(self, contexts: Sequence[CallContext]) -> int:
+        """Say whose rows the next run has; on the thread that runs it. The number of that run, for `cancel`."""
         self._contexts = contexts
+        return self._number + 1
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Run once; see `Session.run`. What the model's code raises becomes an EngineError with its type and text.
@@ -132,11 +140,38 @@ class PythonSession:
             self._lose(child, str(error))
             raise
 
-    def cancel(self) -> None:
-        """Nobody waits for the outputs of the present run any more; for any thread. The model may look at that."""
+    def run_turns(self, turns: Sequence[Turn], ended: Sequence[int]) -> list[TurnResult]:
+        """A run of requests that may have many; see `IterativeSession.run_turns`.
+
+        Raises:
+            As `run`.
+        """
+        self._number += 1
+        header, feeds, datatypes = turns_header(self._number, turns, ended, self._datatypes)
+        child = self._ready_child()
+        try:
+            alike = None if header["new"] or ended else ("turns", *header["calls"])
+            child.ask(header, feeds, datatypes, alike=alike)
+            message = child.answer(self._infer_s)
+            return read_results(message.header.get("results"), child.arrays(message), len(turns), child.error)
+        except ChildDiedError as error:
+            self._lose(child, str(error))
+            raise
+
+    def stoppable(self) -> PythonRun:
+        """The next run, with a way to tell the model's code that its callers have left; see `StoppableSession`."""
+        return PythonRun(self, self._number + 1)
+
+    def cancel(self, caller: int | None = None, run: int | None = None) -> None:
+        """A caller of a run has left; for any thread. The model may look at that, and nothing else comes of it.
+
+        Args:
+            caller: Their place among the contexts that `expect` was given; None: all have left.
+            run: Number of the run, as `expect` gave it: it may be over, or not have begun. None: the present one.
+        """
         child = self._child
         if child is not None:
-            child.cancel(self._number)
+            child.cancel(self._number if run is None else run, caller)
 
     def close(self) -> None:
         """Unload the model and end the process."""
@@ -158,33 +193,16 @@ class PythonSession:
     def _ask(self, feeds: Mapping[str, Array]) -> ChildProcess:
         self._number += 1
         contexts, self._contexts = self._contexts, ()
-        header = self._header(feeds, contexts)
+        rows = next((array.shape[0] for array in feeds.values()), 1) if self._batched else 1
+        header, alike = run_header(self._number, rows, contexts, decoupled=self.decoupled)
         while True:
             child = self._ready_child()
             try:
-                child.ask(header, feeds, self._datatypes)
+                child.ask(header, feeds, self._datatypes, alike=alike)
             except ChildDiedError as error:  # before this request: another process may take it
                 self._lose(child, str(error))
                 continue
             return child
-
-    def _header(self, feeds: Mapping[str, Array], contexts: Sequence[CallContext]) -> dict[str, object]:
-        rows = next((array.shape[0] for array in feeds.values()), 1) if self._batched else 1
-        header: dict[str, object] = {
-            "op": "infer", "number": self._number, "rows": rows, "decoupled": self.decoupled,
-        }  # fmt: skip
-        deadlines = [context.deadline_s for context in contexts if context.ready]
-        known = [deadline_s for deadline_s in deadlines if deadline_s is not None]
-        if known and len(known) == len(deadlines):
-            header["remaining_s"] = max(known) - time.monotonic()
-        steps = [
-            (context.sequence.sequence_id, context.sequence.start, context.sequence.end, context.ready)
-            for context in contexts
-            if context.sequence is not None
-        ]
-        if steps:
-            header["sequences"] = steps
-        return header
 
     def _ready_child(self) -> ChildProcess:
         with self._changed:
@@ -256,3 +274,23 @@ class PythonSession:
         _log.info("python_model.started_again model=%s pid=%d", self._model, child.pid)
         self._on_change()
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class PythonRun:
+    """See `dovetail.engines.base.StoppableRun`. A model ends early if its code looks, and then gives what it likes."""
+
+    session: PythonSession
+    number: int
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """As `PythonSession.run`."""
+        return self.session.run(feeds)
+
+    def stop(self) -> None:
+        """Nobody waits for it any more; see `StoppableRun.stop`."""
+        self.session.cancel(run=self.number)
+
+    def leave(self, caller: int) -> None:
+        """One of its callers has left, by their place among the contexts that were expected; for any thread."""
+        self.session.cancel(caller, self.number)

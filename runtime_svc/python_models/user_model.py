@@ -17,7 +17,8 @@ import numpy as np
 
 from dovetail.errors import EngineError
 from dovetail.tensor import NUMPY_DTYPES, Array, TensorSpec
-from runtime_svc.python_models.user_objects import Context, Request
+from runtime_svc.python_models.open_request import OpenRequest
+from runtime_svc.python_models.user_objects import Context, Request, Sequence
 
 FILE = "model.py"
 CLASS = "Model"
@@ -43,7 +44,7 @@ class UserModel:
         infer = getattr(self._model, "infer", None)
         if not callable(infer):
             raise EngineError(f"class {CLASS} of {FILE} has no method infer")
-        self._infer: Callable[[Request], object] = infer
+        self._infer: Callable[[Any], object] = infer
         batched = context.max_batch_size > 0 and not context.decoupled
         self._outputs = {
             spec.name: TensorSpec(spec.name, spec.datatype, (-1, *spec.shape[1:]) if batched else spec.shape)
@@ -89,6 +90,40 @@ class UserModel:
             close = getattr(result, "close", None)
             if close is not None:
                 close()
+
+    def open_request(
+        self,
+        inputs: Mapping[str, Array],
+        *,
+        rows: int,
+        sequences: tuple[Sequence, ...] = (),
+        deadline_s: float | None = None,
+    ) -> OpenRequest:
+        """A request of an iterative model, to be given to `turns`."""
+        return OpenRequest(
+            inputs,
+            rows=rows,
+            sequences=sequences,
+            deadline_s=deadline_s,
+            check=self._checked,
+            decoupled=self._decoupled,
+        )
+
+    def turns(self, requests: list[OpenRequest]) -> None:
+        """A turn of each of these requests.
+
+        Raises:
+            EngineError: `infer` gave something back instead of asking the requests.
+            Exception: Whatever the model's code raises.
+        """
+        given = self._infer(list(requests))
+        if given is not None:
+            if isinstance(given, types.GeneratorType):
+                given.close()
+            raise EngineError(
+                f"infer gave a {type(given).__name__}; a model with iterative_sequence replies with request.reply, and"
+                " asks for another turn with request.again"
+            )
 
     def unload(self) -> None:
         """Let it tidy up.

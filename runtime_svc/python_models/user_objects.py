@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a Python model's own code is given: a context when it is loaded, and a request for each run.
 
-These two classes and `Sequence` are the whole surface; a model needs to import none of them.
+These classes are the whole surface, with `OpenRequest` of iterative models; a model needs to import none of them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Context:
         parameters: Those of the configuration.
         instance: Number of this process among those of the model, from 0.
         instances: How many there are.
+        iterative: True if `infer` gets a list of requests, each of which may have many turns.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Context:
     parameters: Mapping[str, str]
     instance: int
     instances: int
+    iterative: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,29 @@ class Sequence:
     ready: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """One of those who wait for the outputs of a run.
+
+    Attributes:
+        rows: Which rows are theirs.
+    """
+
+    rows: slice
+    _deadline_s: float | None = None
+    _has_left: Callable[[], bool] = lambda: False
+
+    @property
+    def cancelled(self) -> bool:
+        """True once they have left, or their deadline has passed: nobody will read these rows."""
+        return self._has_left() or (self._deadline_s is not None and time.monotonic() >= self._deadline_s)
+
+    @property
+    def remaining_s(self) -> float | None:
+        """Seconds until they give up, 0 or more; None: never."""
+        return None if self._deadline_s is None else max(self._deadline_s - time.monotonic(), 0.0)
+
+
 class Request(Mapping[str, Array]):
     """Inputs by name, and what is known about those who wait for the outputs.
 
@@ -69,6 +94,7 @@ class Request(Mapping[str, Array]):
     Attributes:
         rows: Rows along the batch axis; 1 if the model is not batched.
         sequences: Of a model with sequences: one for each row; else empty.
+        callers: Those who wait, in the order of their rows; rows that are nobody's only fill the batch.
     """
 
     def __init__(
@@ -77,13 +103,13 @@ class Request(Mapping[str, Array]):
         *,
         rows: int,
         sequences: tuple[Sequence, ...] = (),
-        deadline_s: float | None = None,
+        callers: tuple[Caller, ...] = (),
         is_cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         self._inputs = dict(inputs)
         self.rows = rows
         self.sequences = sequences
-        self._deadline_s = deadline_s
+        self.callers = callers
         self._is_cancelled = is_cancelled
 
     def __getitem__(self, name: str) -> Array:
@@ -103,9 +129,15 @@ class Request(Mapping[str, Array]):
     @property
     def cancelled(self) -> bool:
         """True once nobody waits for the outputs any more, so that a long computation may stop early."""
-        return self._is_cancelled() or (self._deadline_s is not None and time.monotonic() >= self._deadline_s)
+        return self._is_cancelled() or (bool(self.callers) and all(caller.cancelled for caller in self.callers))
 
     @property
     def remaining_s(self) -> float | None:
         """Seconds until the last caller gives up, 0 or more; None if one never does."""
-        return None if self._deadline_s is None else max(self._deadline_s - time.monotonic(), 0.0)
+        longest_s = 0.0
+        for caller in self.callers:
+            remaining_s = caller.remaining_s
+            if remaining_s is None:
+                return None
+            longest_s = max(longest_s, remaining_s)
+        return longest_s if self.callers else None

@@ -12,11 +12,13 @@ from runtime_svc.configuration.serving_config import ServingConfig
 from runtime_svc.scheduling.base import Scheduler, SchedulerParts
 from runtime_svc.scheduling.batching import start_batching
 from runtime_svc.scheduling.decoupled import start_decoupled
-from runtime_svc.scheduling.sequences import start_sequences
+from runtime_svc.scheduling.iterative.scheduler import start_iterative
+from runtime_svc.scheduling.sequences.scheduler import start_sequences
 
 Start = Callable[[SchedulerParts], Scheduler]
 
 KINDS: tuple[tuple[Callable[[ServingConfig], bool], Start], ...] = (
+    (lambda config: config.sequences is not None and config.sequences.iterative, start_iterative),
     (lambda config: config.sequences is not None, start_sequences),
     (lambda config: config.decoupled, start_decoupled),
     (lambda config: True, start_batching),

@@ -78,12 +78,7 @@ class DecoupledScheduler:
     """
 
     def __init__(self, parts: SchedulerParts) -> None:
-        for session in parts.sessions:
-            if not getattr(session, "decoupled", False):
-                raise UnsupportedError(
-                    f"model '{parts.facts.name}' is configured as decoupled, but engine '{parts.facts.engine}' gives"
-                    " one reply to each request"
-                )
+        check_decoupled(parts)
         self._parts = parts
         self._model = parts.facts.name
         self._most = parts.config.max_queue_rows or MAX_WAITING
@@ -120,18 +115,7 @@ class DecoupledScheduler:
         Raises:
             UnsupportedError: It had none or several.
         """
-        replies = []
-        async with aclosing(self.responses(request)) as responses:
-            async for reply in responses:
-                replies.append(reply)
-                if len(replies) > 1:
-                    break
-        if len(replies) != 1:
-            raise UnsupportedError(
-                f"model '{self._model}' is decoupled and gave {'no' if not replies else 'more than one'} reply where"
-                " one is needed; ask for its replies over a stream"
-            )
-        return replies[0]
+        return await only_reply(self.responses(request), self._model)
 
     async def responses(self, request: InferenceRequest) -> AsyncGenerator[Mapping[str, Array], None]:
         """All replies, each as soon as the model gives it; see `Scheduler`."""
@@ -258,6 +242,40 @@ class DecoupledScheduler:
                 output_ns=0,
             )
         )
+
+
+def check_decoupled(parts: SchedulerParts) -> None:
+    """See that the sessions of a model that is configured as decoupled can give any number of replies.
+
+    Raises:
+        UnsupportedError: A session gives one reply only.
+    """
+    for session in parts.sessions:
+        if not getattr(session, "decoupled", False):
+            raise UnsupportedError(
+                f"model '{parts.facts.name}' is configured as decoupled, but engine '{parts.facts.engine}' gives"
+                " one reply to each request"
+            )
+
+
+async def only_reply(responses: AsyncGenerator[Mapping[str, Array], None], model: str) -> Mapping[str, Array]:
+    """The reply of a request that has exactly one; the others are not read.
+
+    Raises:
+        UnsupportedError: It had none or several.
+    """
+    replies = []
+    async with aclosing(responses):
+        async for reply in responses:
+            replies.append(reply)
+            if len(replies) > 1:
+                break
+    if len(replies) != 1:
+        raise UnsupportedError(
+            f"model '{model}' is decoupled and gave {'no' if not replies else 'more than one'} reply where"
+            " one is needed; ask for its replies over a stream"
+        )
+    return replies[0]
 
 
 def start_decoupled(parts: SchedulerParts) -> DecoupledScheduler:

@@ -16,24 +16,22 @@ class ReplyOrder:
     """Lets whoever came first leave first. Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._places: deque[_Place] = deque()
+        self._places: deque[Place] = deque()
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
+    async def place(self) -> AsyncIterator[Place]:
         """The block's own place in the order: it ends only when all that began before have ended."""
-        place = _Place()
+        place = Place(self._places)
         self._places.append(place)
         try:
-            yield
+            yield place
         finally:
             try:
-                if self._places[0] is not place:
-                    place.turn = asyncio.get_running_loop().create_future()
-                    await place.turn
+                await place.its_turn()
             finally:
                 self._leave(place)
 
-    def _leave(self, place: _Place) -> None:
+    def _leave(self, place: Place) -> None:
         place.gone = True
         while self._places and self._places[0].gone:
             self._places.popleft()
@@ -43,9 +41,18 @@ class ReplyOrder:
                 turn.set_result(None)
 
 
-class _Place:
-    __slots__ = ("gone", "turn")
+class Place:
+    """One place in the order."""
 
-    def __init__(self) -> None:
+    __slots__ = ("_all", "gone", "turn")
+
+    def __init__(self, places: deque[Place]) -> None:
+        self._all = places
         self.gone = False
         self.turn: asyncio.Future[None] | None = None
+
+    async def its_turn(self) -> None:
+        """Wait until all that began before have ended."""
+        if self._all[0] is not self:
+            self.turn = asyncio.get_running_loop().create_future()
+            await self.turn

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The replies of one request on their way from an engine's thread to the event loop: few places, and both ends may go.
 
-Made on the loop. `put` and `finish` belong to the thread, `get` and `abandon` to the loop.
+Made on the loop. `put`, `push` and `finish` belong to the thread, `get` and `abandon` to the loop.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from dovetail.errors import CancelledError, DovetailError
 from dovetail.tensor import Array
@@ -27,19 +27,31 @@ class ReplyBuffer:
 
     Args:
         places: Most replies that wait.
+        on_room: Called on the loop whenever there is room again.
 
     Attributes:
         abandoned: The reader has left; for any thread.
+        on_end: Called once, when the reader has come to the end or has left and there are no more replies; from any
+            thread.
     """
 
-    def __init__(self, places: int = PLACES) -> None:
+    def __init__(self, places: int = PLACES, on_room: Callable[[], None] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        self._room = threading.Semaphore(places)
+        self._places = places
+        self._on_room = on_room
+        self._room = threading.Condition()
         self._replies: deque[Mapping[str, Array]] = deque()
         self._arrived = asyncio.Event()
         self._finished = False
+        self._left = False  # the reader came to the end, or abandoned
         self._fault: DovetailError | None = None
         self.abandoned = False
+        self.on_end: Callable[[], None] | None = None
+
+    @property
+    def has_room(self) -> bool:
+        """True while a reply may be put without a wait; for any thread."""
+        return len(self._replies) < self._places
 
     def put(self, reply: Mapping[str, Array]) -> None:
         """Hand over a reply; waits while there is no room.
@@ -47,18 +59,36 @@ class ReplyBuffer:
         Raises:
             CallerGoneError: The reader has left.
         """
-        self._room.acquire()
-        if self.abandoned:
-            self._room.release()
-            raise CallerGoneError("the caller is gone")
-        self._replies.append(reply)
+        with self._room:
+            while not self.has_room and not self.abandoned:
+                self._room.wait()
+            if self.abandoned:
+                raise CallerGoneError("the caller is gone")
+            self._replies.append(reply)
         self._loop.call_soon_threadsafe(self._arrived.set)
 
-    def finish(self, fault: DovetailError | None = None) -> None:
-        """There are no more replies; the reader gets `fault` after those that are there."""
-        self._fault = fault
-        self._finished = True
-        if not self.abandoned:
+    def push(self, replies: Iterable[Mapping[str, Array]]) -> None:
+        """Hand over replies without a wait, also if there is no room; the reader sees them after `wake`."""
+        with self._room:
+            if not self.abandoned:
+                self._replies.extend(replies)
+
+    def finish(self, fault: DovetailError | None = None, *, wake: bool = True) -> None:
+        """There are no more replies; the reader gets `fault` after those that are there. Only the first call counts.
+
+        Args:
+            fault: Why; None if nothing went wrong.
+            wake: Have the reader see it; else `wake` does.
+        """
+        with self._room:
+            if self._finished:
+                return
+            self._fault = fault
+            self._finished = True
+            ended = self._left
+        if ended and self.on_end is not None:
+            self.on_end()
+        if wake and not self.abandoned:
             self._loop.call_soon_threadsafe(self._arrived.set)
 
     async def get(self) -> Mapping[str, Array] | None:
@@ -71,19 +101,44 @@ class ReplyBuffer:
             if self._finished:
                 if self._replies:  # came between the two looks
                     break
+                self._leave()
                 if self._fault is not None:
                     raise self._fault
                 return None
             await self._arrived.wait()
             self._arrived.clear()
-        reply = self._replies.popleft()
-        self._room.release()
+        with self._room:
+            had_room = self.has_room
+            reply = self._replies.popleft()
+            self._room.notify()
+        if self._on_room is not None and not had_room and self.has_room:
+            self._on_room()
         return reply
 
     def abandon(self) -> bool:
         """Read no more. True if the model had not finished."""
         finished = self._finished
-        self.abandoned = True
-        self._room.release()  # wakes the thread if it waits
-        self._replies.clear()
+        with self._room:
+            self.abandoned = True
+            self._replies.clear()
+            self._room.notify()  # wakes the thread if it waits
+        self._leave()
         return not finished
+
+    def _leave(self) -> None:
+        with self._room:
+            ended = self._finished and not self._left
+            self._left = True
+        if ended and self.on_end is not None:
+            self.on_end()
+
+    @staticmethod
+    def wake(buffers: list[ReplyBuffer]) -> None:
+        """Have the readers of buffers of one loop look; from any thread, at the cost of one."""
+
+        def wake_all() -> None:
+            for buffer in buffers:
+                buffer._arrived.set()
+
+        if buffers:
+            buffers[0]._loop.call_soon_threadsafe(wake_all)

@@ -23,7 +23,7 @@ from runtime_svc.configuration.serving_config import (
 from runtime_svc.scheduling.base import SchedulerParts
 from runtime_svc.scheduling.call_context import CallContext
 from runtime_svc.scheduling.request import InferenceRequest, SequenceStep
-from runtime_svc.scheduling.sequences import SequenceScheduler, start_sequences
+from runtime_svc.scheduling.sequences.scheduler import SequenceScheduler, start_sequences
 from runtime_svc.served_model import ModelFacts
 from runtime_svc.statistics import Execution
 

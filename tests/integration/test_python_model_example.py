@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -30,15 +31,16 @@ PAGE = ROOT / "docs/python-models.md"
 
 
 def write_page_models(folder: Path) -> None:
-    """The models of the page: its code and configuration, and the decoupled one with a configuration for it."""
-    first, counting = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    (config,) = re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    """The models of the page: its code and configurations, and the decoupled one with a configuration for it."""
+    first, counting, generating = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    config, iterative = re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)
     number = '{"name": "%s", "data_type": "TYPE_INT32", "dims": [1]}'
     decoupled = (
         '{"name": "counting", "backend": "python", "model_transaction_policy": {"decoupled": true},'
         f' "input": [{number % "count"}], "output": [{number % "number"}]}}'
     )
-    for name, code, document in (("double", first, config), ("counting", counting, decoupled)):
+    models = (("double", first, config), ("counting", counting, decoupled), ("generating", generating, iterative))
+    for name, code, document in models:
         (folder / name / "1").mkdir(parents=True)
         (folder / name / "1/model.py").write_text(code)
         (folder / name / "config.json").write_text(document)
@@ -79,10 +81,25 @@ async def test_the_examples_do_what_they_say(tmp_path: Path) -> None:
         letters = await replies(stub, request_for("spell", {"text": ("BYTES", texts("größer")[0])}))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.ModelInfer(request_for("words", {"text": ("BYTES", texts("a " * 17))}), timeout=60)
+        prompts = ("see the quick", "one token", "a zebra sleeps", "a model", "lazy dog")
+        written = await asyncio.gather(
+            *(replies(stub, request_for("generate", {"prompt": ("BYTES", texts(prompt))})) for prompt in prompts)
+        )
+        prompt, most = texts("one token"), np.array([[2]], np.int32)
+        short = await replies(stub, request_for("generate", {"prompt": ("BYTES", prompt), "most": ("INT32", most)}))
 
     assert words.array("ids")[:, :4].tolist() == [[2, 7, 8, 0], [6, 1, 4, 0]]
     assert words.array("mask").sum(axis=1).tolist() == [3, 3]
     assert "".join(letter.array("letter").item().decode() for letter in letters) == "größer"
+    (refused,) = written.pop(2)
+    assert [_text(answers) for answers in written] == [
+        "brown fox jumps .",
+        "at a time is how a model learns from text and then it writes .",
+        "learns from text and then it writes .",
+        ".",
+    ]
+    assert _text(short) == "at a"
+    assert "the word 'zebra' is unknown" in refused.text
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "a text has 17 words; at most 16 are taken" in (caught.value.details() or "")
 
@@ -94,6 +111,8 @@ async def test_the_pages_code_does_what_it_says_and_readiness_tells_of_a_death(t
         double = request_for("double", {"x": ("FP32", np.array([[1, 2.5]], np.float32))})
         doubled = [await stub.ModelInfer(double, timeout=60)]
         numbers = await replies(stub, request_for("counting", {"count": ("INT32", np.array([3], np.int32))}))
+        one = {name: ("INT32", np.array([[value]], np.int32)) for name, value in (("first", 40), ("count", 3))}
+        generated = await replies(stub, request_for("generating", one))
         repository.add_listener(lambda name: ready.append(repository.serves(name)) if name == "double" else None)
 
         os.kill(_pid_of_model("double"), signal.SIGKILL)
@@ -104,8 +123,13 @@ async def test_the_pages_code_does_what_it_says_and_readiness_tells_of_a_death(t
 
     assert [Answer(grpc.StatusCode.OK, response=reply).array("y").tolist() for reply in doubled] == [[[2, 5]]] * 2
     assert [reply.array("number").item() for reply in numbers] == [0, 1, 2]
+    assert [reply.array("number").item() for reply in generated] == [41, 42, 43]
     assert ready[:2] == [False, True]
     assert last.ready
+
+
+def _text(answers: list[Answer]) -> str:
+    return " ".join(answer.array("token").item().decode() for answer in answers)
 
 
 async def replies(stub: oip.Stub, request: oip.ModelInferRequest) -> list[Answer]:

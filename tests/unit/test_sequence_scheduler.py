@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from runtime_svc.configuration.serving_config import (
 )
 from runtime_svc.scheduling.base import SchedulerParts
 from runtime_svc.scheduling.request import InferenceRequest
-from runtime_svc.scheduling.sequences import start_sequences
+from runtime_svc.scheduling.sequences.scheduler import start_sequences
 from tests.fakes.fake_sequence_sessions import (
     CONTROLS,
     STATE,
@@ -109,6 +110,23 @@ async def test_requests_of_a_sequence_run_in_order_one_at_a_time() -> None:
 
     assert [reply["OUTPUT"].item() for reply in replies] == list(range(20))
     assert [run["INPUT"].item() for run in session.runs] == list(range(20))
+
+
+async def test_whoever_preserves_the_order_is_overtaken_by_none_that_fits_better() -> None:
+    overtaken, kept = WatchedSession(hold=True), WatchedSession(hold=True)
+    for session, preserve in ((overtaken, False), (kept, True)):
+        served = serve(replace(OLDEST, preserve_ordering=preserve), session)
+        first = await hold_busy(served, session)
+        others = ask(
+            served, step(1, start=True, columns=2), step(2, start=True, columns=3), step(3, start=True, columns=2)
+        )
+        await asyncio.sleep(0)
+        session.release(10)
+        await asyncio.gather(first, *others)
+        await served.scheduler.close()
+
+    assert [run["CORRID"].ravel().tolist() for run in overtaken.runs] == [[99], [1, 3], [2]]
+    assert [run["CORRID"].ravel().tolist() for run in kept.runs] == [[99], [1], [2], [3]]
 
 
 async def test_different_shapes_do_not_share_a_run() -> None:
@@ -349,9 +367,9 @@ async def test_a_configuration_that_does_not_fit_the_model_is_refused(config: Se
         serve(config, WatchedSession())
 
 
-async def test_sequences_and_decoupled_do_not_go_together() -> None:
+async def test_a_decoupled_model_with_sequences_needs_an_engine_that_gives_any_number_of_replies() -> None:
     session = WatchedSession()
     config = ServingConfig(sequences=DIRECT, decoupled=True)
 
-    with pytest.raises(UnsupportedError, match="choose one of the two"):
+    with pytest.raises(UnsupportedError, match="gives one reply to each request"):
         start_sequences(SchedulerParts(sequence_facts(session), (session,), config, print, ManualClock()))

@@ -66,9 +66,7 @@ def encrypted(path: Path) -> Path:
     ("damage", "method"),
     [
         *((damage, method) for damage in (truncated, unknown_method, encrypted) for method in METHODS),
-        *(
-            (scribbled, method) for method in METHODS[1:]
-        ),  # stored ones are mapped as they are
+        *((scribbled, method) for method in METHODS[1:]),  # stored ones are mapped as they are
     ],
 )
 def test_readers_of_foreign_archives_say_that_they_are_damaged(

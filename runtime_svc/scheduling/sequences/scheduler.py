@@ -15,18 +15,21 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any
 
-from dovetail.errors import InvalidInputError, UnsupportedError
+from dovetail.errors import InvalidInputError
 from dovetail.tensor import Array
 from runtime_svc.configuration.serving_config import ControlKind, SequenceBatching
 from runtime_svc.scheduling.base import SchedulerParts
+from runtime_svc.scheduling.decoupled import check_decoupled, only_reply
+from runtime_svc.scheduling.reply_buffer import ReplyBuffer
 from runtime_svc.scheduling.request import InferenceRequest, SequenceStep
-from runtime_svc.scheduling.sequence_batch import SequencePlan
-from runtime_svc.scheduling.sequence_instance import SequenceInstance
-from runtime_svc.scheduling.sequence_queue import SequenceQueue
-from runtime_svc.scheduling.sequence_signature import check_id, check_sequences
-from runtime_svc.scheduling.sequence_table import QueuedStep, SequenceTable
+from runtime_svc.scheduling.sequences.batch import SequencePlan
+from runtime_svc.scheduling.sequences.instance import SequenceInstance
+from runtime_svc.scheduling.sequences.queue import SequenceQueue
+from runtime_svc.scheduling.sequences.signature import check_id, check_sequences
+from runtime_svc.scheduling.sequences.table import QueuedStep, SequenceTable
 from runtime_svc.spare_time import SpareWork
 
 MAX_WAITING = 4096
@@ -41,19 +44,18 @@ class SequenceScheduler:
 
     Raises:
         InvalidInputError: The configuration does not fit the model.
-        UnsupportedError: The model is decoupled as well.
+        UnsupportedError: The model is decoupled, and a session gives one reply only.
     """
 
     def __init__(self, parts: SchedulerParts) -> None:
         config, facts = parts.config.sequences or SequenceBatching(), parts.facts
-        if parts.config.decoupled:
-            raise UnsupportedError(
-                f"model '{facts.name}' is configured with sequence batching and as decoupled; choose one of the two"
-            )
+        self._decoupled = parts.config.decoupled
+        if self._decoupled:
+            check_decoupled(parts)
         check_sequences(config, parts.sessions[0], facts.name)
         self._parts, self._model = parts, facts.name
         self._corrid = next((control for control in config.controls if control.kind is ControlKind.CORRID), None)
-        plan = SequencePlan.of(config, facts.max_batch_size)
+        plan = SequencePlan.of(config, facts.max_batch_size, alone=self._decoupled)
         table = SequenceTable(
             facts.name,
             instances=len(parts.sessions),
@@ -64,7 +66,7 @@ class SequenceScheduler:
         self._queue = SequenceQueue(facts.name, plan=plan, table=table, clock=parts.clock, most=most)
         self._predecessor: SequenceScheduler | None = None
         self._instances = [
-            SequenceInstance(number, session, self._queue, model=facts.name, record=parts.record)
+            SequenceInstance(number, session, self._queue, model=facts.name, record=parts.record, alone=self._decoupled)
             for number, session in enumerate(parts.sessions)
         ]
 
@@ -102,8 +104,10 @@ class SequenceScheduler:
             InvalidInputError: It belongs to no sequence, or to one that was not started, or has several rows.
             CancelledError: An earlier request of its sequence was withdrawn.
         """
+        if self._decoupled:
+            return await only_reply(self.responses(request), self._model)
         step = self._checked_step(request)
-        elsewhere = None if self._predecessor is None or step.start else self._holder(step.sequence_id)
+        elsewhere = self._elsewhere(step)
         if elsewhere is not None:
             return await elsewhere.infer(request)
         queued = self._queued(request, step)
@@ -111,12 +115,29 @@ class SequenceScheduler:
         try:
             return await queued.future
         except asyncio.CancelledError:
-            self._queue.withdraw(queued)
+            self._leave(queued)
             raise
 
     async def responses(self, request: InferenceRequest) -> AsyncGenerator[Mapping[str, Array], None]:
-        """The one reply."""
-        yield await self.infer(request)
+        """All replies, each as soon as the model gives it; the one if it is not decoupled. See `Scheduler`."""
+        if not self._decoupled:
+            yield await self.infer(request)
+            return
+        step = self._checked_step(request)
+        elsewhere = self._elsewhere(step)
+        if elsewhere is not None:
+            async with aclosing(elsewhere.responses(request)) as responses:
+                async for outputs in responses:
+                    yield outputs
+            return
+        queued = self._queued(request, step)
+        self._queue.add(queued)
+        try:
+            while (reply := await queued.replies.get()) is not None:
+                yield reply
+        finally:
+            if queued.replies.abandon():
+                self._leave(queued)
 
     def offer_spare(self, work: SpareWork[Any]) -> None:
         """See `Scheduler`."""
@@ -140,6 +161,15 @@ class SequenceScheduler:
             instance.join()
         for session in {id(session): session for session in self._parts.sessions}.values():
             session.close()
+
+    def _leave(self, queued: QueuedStep) -> None:
+        """Nobody waits for the answer any more: withdraw the request, or have the model told."""
+        self._queue.withdraw(queued)
+        for instance in self._instances:
+            instance.leave(queued)
+
+    def _elsewhere(self, step: SequenceStep) -> SequenceScheduler | None:
+        return None if self._predecessor is None or step.start else self._holder(step.sequence_id)
 
     def _holder(self, sequence_id: int | str) -> SequenceScheduler | None:
         """The scheduler before this one, if it has that sequence and this one has not."""
@@ -173,7 +203,8 @@ class SequenceScheduler:
         if request.timeout_us:
             late_s = min(late_s, now_s + request.timeout_us / 1e6)
         layout = tuple(sorted((name, array.dtype.str, array.shape) for name, array in request.feeds.items()))
-        return QueuedStep(request, step, layout, asyncio.get_running_loop().create_future(), now_s, late_s)
+        answer_to = ReplyBuffer() if self._decoupled else asyncio.get_running_loop().create_future()
+        return QueuedStep(request, step, layout, answer_to, now_s, late_s)
 
 
 def start_sequences(parts: SchedulerParts) -> SequenceScheduler:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One engine session of a sequence model and the one thread that runs it.
 
-Queueing and the ends of sequences are `sequence_queue`'s; what goes into a run and comes out of it, `sequence_batch`'s.
+Queueing and the ends of sequences are `queue`'s; what goes into a run and comes out of it, `batch`'s.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from dovetail.engines.base import Session
 from dovetail.errors import DovetailError, EngineError
 from dovetail.tensor import Array
 from runtime_svc.scheduling.call_context import expectation_of
-from runtime_svc.scheduling.sequence_batch import SequenceBatch
-from runtime_svc.scheduling.sequence_queue import SequenceQueue
+from runtime_svc.scheduling.sequences.batch import SequenceBatch
+from runtime_svc.scheduling.sequences.decoupled import DecoupledSteps
+from runtime_svc.scheduling.sequences.queue import SequenceQueue
+from runtime_svc.scheduling.sequences.table import QueuedStep
 from runtime_svc.spare_time import SpareWork
 from runtime_svc.statistics import Execution
 
@@ -32,10 +34,18 @@ class SequenceInstance:
         queue: Shared with the other instances.
         model: Name, for logs.
         record: Takes each run that succeeded.
+        alone: Requests run alone, because they may have any number of replies.
     """
 
     def __init__(
-        self, number: int, session: Session, queue: SequenceQueue, *, model: str, record: Callable[[Execution], None]
+        self,
+        number: int,
+        session: Session,
+        queue: SequenceQueue,
+        *,
+        model: str,
+        record: Callable[[Execution], None],
+        alone: bool = False,
     ) -> None:
         self._number = number
         self._session = session
@@ -43,6 +53,8 @@ class SequenceInstance:
         self._model = model
         self._record = record
         self._expect = expectation_of(session)
+        self._alone = DecoupledSteps(session, queue, model=model, record=record) if alone else None
+        self._running: tuple[SequenceBatch | None, int | None] = (None, None)
         self._thread = threading.Thread(target=self._serve, name=f"{model}-sequences-{number}", daemon=True)
 
     @property
@@ -58,10 +70,22 @@ class SequenceInstance:
         """Wait until the thread has ended; blocks, so call it off the event loop."""
         self._thread.join()
 
+    def leave(self, queued: QueuedStep) -> None:
+        """Nobody waits for this request any more; any thread. The model is told if it runs and can be told."""
+        if self._alone is not None:
+            self._alone.leave(queued)
+            return
+        batch, number = self._running
+        place = None if batch is None else batch.place_of(queued)
+        if place is not None and number is not None:
+            self._session.cancel(place, number)  # type: ignore[attr-defined]  # means nothing if it is over by now
+
     def _serve(self) -> None:
         while (task := self._queue.take(self._number, self._generation)) is not None:
             if isinstance(task, SpareWork):
                 task.run(self._session)
+            elif self._alone is not None:
+                self._alone.run(task, self._generation)
             else:
                 self._run(task)
             del task  # so that its arrays do not live on while the thread waits
@@ -118,7 +142,10 @@ class SequenceInstance:
 
     def _infer(self, batch: SequenceBatch, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         if self._expect is not None:
-            self._expect(batch.contexts())
+            self._running = (batch, self._expect(batch.contexts()))
+            for _, row in batch.taken:
+                if row.queued.future.cancelled():  # before anybody listened
+                    self.leave(row.queued)
         try:
             return self._session.run(feeds)
         except DovetailError:
@@ -127,6 +154,8 @@ class SequenceInstance:
             # The thread must outlive whatever a native library throws, else the model would hang for good.
             _log.exception("engine.unexpected_error model=%s requests=%d", self._model, len(batch.taken))
             raise EngineError("the engine failed in a way it does not document; the log has the details") from exc
+        finally:
+            self._running = (None, None)
 
     def _generation(self) -> int:
         """Which start of the session's process this is; 0 for sessions that are never started again."""

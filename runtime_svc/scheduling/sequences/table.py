@@ -18,9 +18,11 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 from dovetail.errors import DovetailError, InvalidInputError
 from dovetail.tensor import Array
+from runtime_svc.scheduling.reply_buffer import ReplyBuffer
 from runtime_svc.scheduling.request import InferenceRequest, SequenceStep
 
 StepLayout = tuple[tuple[str, str, tuple[int, ...]], ...]
@@ -35,7 +37,7 @@ class QueuedStep:
         request: As it came.
         step: Its sequence.
         layout: What must be equal for two requests to share a batch.
-        future: Of its caller.
+        answer_to: Where its answer goes: a future for the one reply, a buffer if there may be any number.
         arrived_s: On the clock's monotonic scale.
         late_s: Instant after which its sender does not want it started; infinite: never.
     """
@@ -43,17 +45,30 @@ class QueuedStep:
     request: InferenceRequest
     step: SequenceStep
     layout: StepLayout
-    future: asyncio.Future[Mapping[str, Array]]
+    answer_to: asyncio.Future[Mapping[str, Array]] | ReplyBuffer
     arrived_s: float
     late_s: float
     enqueued_ns: int = field(default_factory=time.perf_counter_ns)
 
-    def answer(self, result: DovetailError) -> None:
-        """`resolve` it, from any thread."""
-        self.future.get_loop().call_soon_threadsafe(self.resolve, result)
+    @property
+    def future(self) -> asyncio.Future[Mapping[str, Array]]:
+        """Of the one reply."""
+        return cast("asyncio.Future[Mapping[str, Array]]", self.answer_to)
+
+    @property
+    def replies(self) -> ReplyBuffer:
+        """Of any number."""
+        return cast(ReplyBuffer, self.answer_to)
+
+    def answer(self, error: DovetailError) -> None:
+        """End it with an error, from any thread."""
+        if isinstance(self.answer_to, ReplyBuffer):
+            self.answer_to.finish(error)
+        else:
+            self.answer_to.get_loop().call_soon_threadsafe(self.resolve, error)
 
     def resolve(self, result: Mapping[str, Array] | DovetailError) -> None:
-        """Hand the answer over, on the loop; nothing happens if the caller is gone."""
+        """Hand the one reply over, on the loop; nothing happens if the caller is gone."""
         if self.future.done():
             return
         if isinstance(result, DovetailError):
@@ -72,7 +87,7 @@ class OpenSequence:
         place: Instance and slot; None in the backlog and after the end.
         states: Implicit states; None before the first run.
         generation: Of the session, at its first run; None before.
-        running: A request of it runs.
+        running: A request of it runs, or has replies that its caller has not taken.
         ending: It is over once the requests that wait have run.
         active_s: When a request last came or ended.
     """
@@ -114,6 +129,10 @@ class SequenceTable:
     def seated(self, instance: int) -> list[OpenSequence]:
         """The sequences that have a slot of an instance."""
         return list(self._seated[instance].values())
+
+    def waiting(self, instance: int) -> list[OpenSequence]:
+        """Those of them whose next request may run now."""
+        return [sequence for sequence in self._seated[instance].values() if sequence.queue and not sequence.running]
 
     @property
     def backlog(self) -> deque[OpenSequence]:

@@ -2,7 +2,7 @@
 """One run of a sequence model: whose requests it has, what goes in, and what of the outputs is whose.
 
 Direct: row i is slot i; slots without a request between others are filled with a row that is not ready. Oldest: the
-oldest request of each sequence, oldest first, without gaps.
+oldest request of each sequence, oldest first, without gaps. A request that may have any number of replies runs alone.
 
 Source: Triton Inference Server, sequence batcher, direct and oldest strategies: a row that is not ready has the shape
 of another request, id 0 and no flags; what its outputs are does not matter.
@@ -19,8 +19,8 @@ from dovetail.errors import EngineError
 from dovetail.tensor import Array
 from runtime_svc.configuration.serving_config import SequenceBatching
 from runtime_svc.scheduling.call_context import CallContext
-from runtime_svc.scheduling.sequence_signature import control_column, first_state
-from runtime_svc.scheduling.sequence_table import OpenSequence, QueuedStep, SequenceTable, StepLayout
+from runtime_svc.scheduling.sequences.signature import control_column, first_state
+from runtime_svc.scheduling.sequences.table import OpenSequence, QueuedStep, SequenceTable, StepLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +32,21 @@ class SequencePlan:
         batched: Axis 0 of all tensors is the batch.
         most_rows: Of a run.
         first_states: First value of each state, by input.
+        alone: A request runs alone, because it may have any number of replies.
     """
 
     config: SequenceBatching
     batched: bool
     most_rows: int
     first_states: Mapping[str, Array]
+    alone: bool = False
 
     @staticmethod
-    def of(config: SequenceBatching, max_batch_size: int) -> SequencePlan:
+    def of(config: SequenceBatching, max_batch_size: int, *, alone: bool = False) -> SequencePlan:
         """For a model with that largest batch; 0: it is not batched."""
         batched = max_batch_size > 0
         first = {state.input_name: first_state(state, batched=batched) for state in config.states}
-        return SequencePlan(config, batched, max(max_batch_size, 1), first)
+        return SequencePlan(config, batched, max(max_batch_size, 1), first, alone)
 
     def states_of(self, sequence: OpenSequence, queued: QueuedStep) -> Mapping[str, Array]:
         """Those that a request of a sequence starts from."""
@@ -82,6 +84,10 @@ class SequenceBatch:
     def taken(self) -> list[tuple[int, Row]]:
         """The rows with a request, and their places."""
         return [(place, row) for place, row in enumerate(self.rows) if row is not None]
+
+    def place_of(self, queued: QueuedStep) -> int | None:
+        """The row of a request; None if it is not in this run."""
+        return next((place for place, row in self.taken if row.queued is queued), None)
 
     def only(self, place: int) -> SequenceBatch:
         """The same run with one of its requests."""
@@ -122,22 +128,37 @@ class SequenceBatch:
                     f"output '{name}' has shape {list(array.shape)} for a batch of {len(self.rows)} rows:"
                     " the model cannot be batched"
                 )
-        kept = {state.output_name: state.input_name for state in self.plan.config.states}
-        missing = [name for name in kept if name not in outputs]
+        missing = [state.output_name for state in self.plan.config.states if state.output_name not in outputs]
         if missing:
             raise EngineError(f"the engine gave no state '{missing[0]}'")
         results = []
         for place, row in self.taken:
             part = {name: array[place : place + 1] if self.plan.batched else array for name, array in outputs.items()}
-            if kept:
-                row.sequence.states = {kept[name]: part.pop(name).copy() for name in kept}
-            results.append(part)
+            results.append(self.keep_states(row, part))
         return results
+
+    def keep_states(self, row: Row, reply: Mapping[str, Array]) -> dict[str, Array]:
+        """A reply without the states in it, which go to the request's sequence; one that is not in it stays."""
+        part = dict(reply)
+        new = {
+            state.input_name: part.pop(state.output_name).copy()
+            for state in self.plan.config.states
+            if state.output_name in part
+        }
+        if new:
+            row.sequence.states = {**self.plan.states_of(row.sequence, row.queued), **new}
+        return part
+
+
+def form_alone(table: SequenceTable, instance: int, plan: SequencePlan) -> SequenceBatch:
+    """The next run of an instance whose requests run alone, the oldest first; at least one of its sequences has one."""
+    oldest = min(table.waiting(instance), key=lambda sequence: sequence.queue[0].enqueued_ns)
+    return SequenceBatch((Row(table.pop(oldest), oldest),), plan)
 
 
 def form_direct(table: SequenceTable, instance: int, plan: SequencePlan) -> SequenceBatch:
     """The next run of an instance whose slots are rows; at least one of its sequences has a request."""
-    waiting = [sequence for sequence in table.seated(instance) if sequence.queue]
+    waiting = table.waiting(instance)
     layout = plan.layout_of(min(waiting, key=lambda sequence: sequence.queue[0].enqueued_ns))
     chosen = {
         sequence.place[1]: sequence
@@ -150,11 +171,16 @@ def form_direct(table: SequenceTable, instance: int, plan: SequencePlan) -> Sequ
 
 def form_oldest(table: SequenceTable, instance: int, plan: SequencePlan) -> SequenceBatch:
     """The next run of an instance whose rows are the oldest requests; at least one of its sequences has one."""
-    waiting = [sequence for sequence in table.seated(instance) if sequence.queue]
+    waiting = table.waiting(instance)
     waiting.sort(key=lambda sequence: sequence.queue[0].enqueued_ns)
     layout = plan.layout_of(waiting[0])
-    chosen = [sequence for sequence in waiting if plan.layout_of(sequence) == layout][: plan.most_rows]
-    return SequenceBatch(tuple(Row(table.pop(sequence), sequence) for sequence in chosen), plan)
+    chosen: list[OpenSequence] = []
+    for sequence in waiting:
+        if plan.layout_of(sequence) == layout:
+            chosen.append(sequence)
+        elif plan.config.preserve_ordering:  # it may not be overtaken
+            break
+    return SequenceBatch(tuple(Row(table.pop(sequence), sequence) for sequence in chosen[: plan.most_rows]), plan)
 
 
 def _stack(arrays: Sequence[Array]) -> Array:

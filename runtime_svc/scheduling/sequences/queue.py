@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The requests of sequences that wait, between the event loop and the threads of the instances.
 
-Which sequence has which slot is `sequence_table`'s; here are the lock, time, and the ends of sequences: idle, too late,
+Which sequence has which slot is `table`'s; here are the lock, time, and the ends of sequences: idle, too late,
 withdrawn, or forgotten by a session that was started again.
 
 Source: Triton Inference Server, sequence batcher (statuses and texts).
@@ -18,8 +18,8 @@ from typing import Any
 
 from dovetail.clock import Clock
 from dovetail.errors import CancelledError, DeadlineError, DovetailError, UnavailableError
-from runtime_svc.scheduling.sequence_batch import SequenceBatch, SequencePlan, form_direct, form_oldest
-from runtime_svc.scheduling.sequence_table import OpenSequence, QueuedStep, SequenceTable, not_started
+from runtime_svc.scheduling.sequences.batch import SequenceBatch, SequencePlan, form_alone, form_direct, form_oldest
+from runtime_svc.scheduling.sequences.table import OpenSequence, QueuedStep, SequenceTable, not_started
 from runtime_svc.spare_time import SpareWork
 
 _log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ class SequenceQueue:
 
     def __init__(self, model: str, *, plan: SequencePlan, table: SequenceTable, clock: Clock, most: int) -> None:
         self._model, self._plan, self._table, self._clock, self._most = model, plan, table, clock, most
+        self._former = form_alone if plan.alone else form_oldest if plan.config.oldest else form_direct
         self._changed = threading.Condition()
         self._pending = 0
         self._spare: deque[SpareWork[Any]] = deque()
@@ -94,6 +95,11 @@ class SequenceQueue:
                 why = f"sequence {sequence.id} of model '{self._model}' was ended: one of its requests was cancelled"
                 self._give_up(sequence, self._table.end_before(sequence, queued), CancelledError(why))
 
+    def give_up(self, sequence: OpenSequence, why: DovetailError) -> None:
+        """End a sequence before its time; its requests that wait are told why."""
+        with self._changed:
+            self._end(sequence, why)
+
     def offer_spare(self, work: SpareWork[Any]) -> None:
         """Have a thread do this when its instance has nothing to run."""
         with self._changed:
@@ -133,7 +139,7 @@ class SequenceQueue:
             while True:
                 now_s, generation = self._clock.monotonic_s(), generation_now()
                 self._end_overdue(instance, generation, now_s)
-                waiting = [sequence for sequence in self._table.seated(instance) if sequence.queue]
+                waiting = self._table.waiting(instance)
                 wait_s = self._wait_s(waiting, now_s) if waiting else None
                 if waiting and wait_s is None:
                     return self._form(instance, generation)
@@ -153,8 +159,7 @@ class SequenceQueue:
             self._changed.notify_all()
 
     def _form(self, instance: int, generation: int) -> SequenceBatch:
-        form = form_oldest if self._plan.config.oldest else form_direct
-        batch = form(self._table, instance, self._plan)
+        batch = self._former(self._table, instance, self._plan)
         self._pending -= len(batch.taken)
         for _, row in batch.taken:
             row.sequence.generation = generation
@@ -163,6 +168,8 @@ class SequenceQueue:
     def _wait_s(self, waiting: list[OpenSequence], now_s: float) -> float | None:
         """How much longer to wait for more requests; None: run now."""
         config, most = self._plan.config, self._plan.most_rows
+        if self._plan.alone:
+            return None
         if config.oldest:
             wanted = max(config.preferred_batch_sizes, default=most)
             enough = len(waiting) >= wanted or len(waiting) in config.preferred_batch_sizes
