@@ -42,7 +42,7 @@ _ONE_BY_ONE = {"max_batch_size": 1}
 _LATE_MS = 200
 
 CONFIGS: Mapping[str, Mapping[str, object]] = {
-    "batching_plain": {},
+    "batching_plain": {"dynamic_batching": {}},
     "batching_preferred": {
         "dynamic_batching": {"preferred_batch_size": [4], "max_queue_delay_microseconds": 60_000_000}
     },

@@ -18,15 +18,23 @@ from tests.conformance.dialogue import STREAM_STATUS_HEADER, Asker, SentHeaders,
 from tests.conformance.models import MODELS
 from tests.conformance.pipeline_models import PIPELINE_NAMES
 from tests.conformance.sequence_models import SEQUENCE_NAMES
+from tests.conformance.turn_models import TURN_NAMES
 
 HERE = Path(__file__).parent
-NAMES = (*(model.name for model in MODELS), *PIPELINE_NAMES, *SEQUENCE_NAMES, *BATCHING_NAMES)
+NAMES = (*(model.name for model in MODELS), *PIPELINE_NAMES, *SEQUENCE_NAMES, *BATCHING_NAMES, *TURN_NAMES)
 UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--target", default=None, help="host:port of the Open Inference Protocol server to ask")
+    parser.addoption("--front-ends", type=int, default=0, help="processes that speak gRPC for our own server")
     parser.addoption("--header", action="append", default=[], help="name=value that every call sends; may be repeated")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "ours(reason): another server cannot be asked this, or answers otherwise, and why"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -46,7 +54,8 @@ def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         return
     folder = tmp_path_factory.mktemp("conformance")
     port_file, log = folder / "port", folder / "log"
-    argv = [sys.executable, "-m", "tests.conformance.own_server", str(folder / "models"), str(port_file)]
+    front_ends = str(request.config.getoption("--front-ends", default=0))
+    argv = [sys.executable, "-m", "tests.conformance.own_server", str(folder / "models"), str(port_file), front_ends]
     with log.open("wb") as output:
         process = subprocess.Popen(argv, cwd=HERE.parents[1], stdout=output, stderr=output)
     try:
@@ -95,6 +104,13 @@ def ours(target: Target) -> None:
     """The test is about something that the protocol leaves open."""
     if not target.own:
         pytest.skip("the protocol leaves this open, and the server is not ours")
+
+
+@pytest.fixture(autouse=True)
+def _ours_for_a_reason(request: pytest.FixtureRequest) -> None:
+    marker = request.node.get_closest_marker("ours")
+    if marker is not None and not request.getfixturevalue("target").own:
+        pytest.skip(marker.args[0])
 
 
 def _ends_streams_with_a_status(stub: oip.Stub) -> bool:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -119,6 +120,17 @@ class Asker:
         for name in models:
             if name not in self._target.models:
                 pytest.skip(f"the server does not serve the suite's model {name}")
+
+    def statistics(self, model: str) -> oip.ModelStatistics:
+        """Those of a model's only version; another server may count a request when it was answered already."""
+        question, last = oip.ModelStatisticsRequest(name=model, version="1"), oip.ModelStatistics()
+        for _ in range(100):
+            (figures,) = self.stub.ModelStatistics(question, timeout=TIMEOUT_S).model_stats
+            if self._target.own or figures == last:
+                break
+            last = figures
+            time.sleep(0.05)
+        return figures
 
     def ask(self, request: oip.ModelInferRequest, way: str = "unary") -> Answer:
         """One inference."""

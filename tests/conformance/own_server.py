@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dovetail's own server with the suite's models, as a process of its own: what the suite asks unless told otherwise.
 
-    python -m tests.conformance.own_server FOLDER PORT_FILE
+    python -m tests.conformance.own_server FOLDER PORT_FILE FRONT_ENDS
 
 Everything is the product's own; the models are local ones, from a folder that is written first, instead of being
 negotiated. Every line of `WRITERS` adds models to it.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dovetail.log import configure
 from dovetail.rpc.lifecycle import run_until_stopped
+from runtime_svc.front_ends.options import FrontEndOptions
 from runtime_svc.local_repository.models import LocalModels
 from runtime_svc.local_repository.opening import Opener
 from runtime_svc.local_repository.uploads import Uploads
@@ -29,12 +30,19 @@ from tests.conformance.batching_models import write_batching
 from tests.conformance.models import write_models
 from tests.conformance.pipeline_models import write_pipelines
 from tests.conformance.sequence_models import write_sequences
+from tests.conformance.turn_models import write_turns
 
-WRITERS: tuple[Callable[[Path], None], ...] = (write_models, write_pipelines, write_sequences, write_batching)
+WRITERS: tuple[Callable[[Path], None], ...] = (
+    write_models,
+    write_pipelines,
+    write_sequences,
+    write_batching,
+    write_turns,
+)
 """Each writes models as `<folder>/<model>/config.json` and `<folder>/<model>/<version>/model.onnx` or `model.py`."""
 
 
-async def serve(folder: Path, port_file: Path, stop: asyncio.Event) -> None:
+async def serve(folder: Path, port_file: Path, front_ends: int, stop: asyncio.Event) -> None:
     """Serve until told to stop."""
     os.umask(0o022)  # local models are refused where others may write
     for write in WRITERS:
@@ -50,6 +58,7 @@ async def serve(folder: Path, port_file: Path, stop: asyncio.Event) -> None:
         regions=SharedMemoryRegions("dovetail_conformance_"),
         tracer=tracer,
         port_file=port_file,
+        front_ends=FrontEndOptions(front_ends) if front_ends else None,
     )
     await stop.wait()
     await rpc.stop(grace_s=1.0)
@@ -61,4 +70,4 @@ async def serve(folder: Path, port_file: Path, stop: asyncio.Event) -> None:
 
 if __name__ == "__main__":
     configure("conformance", json=False)
-    sys.exit(run_until_stopped(lambda stop: serve(Path(sys.argv[1]), Path(sys.argv[2]), stop)))
+    sys.exit(run_until_stopped(lambda stop: serve(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), stop)))

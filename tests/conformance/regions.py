@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from dovetail.tensor import Array, from_raw
 from tests.conformance.dialogue import Answer, Asker, Target, identity_request
 
 SIZE = 4096
+TURNS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,21 @@ def server(asker: Asker, target: Target) -> Iterator[oip.Stub]:
         pytest.skip("the server does not report the extension 'system_shared_memory'")
     if target.address.rpartition(":")[0] not in ("127.0.0.1", "localhost", "[::1]"):
         pytest.skip("the server is not on this machine, so there is no memory to share")
-    asker.stub.SystemSharedMemoryUnregister(oip.SystemSharedMemoryUnregisterRequest())
+    _forget_all(asker.stub)
     yield asker.stub
-    asker.stub.SystemSharedMemoryUnregister(oip.SystemSharedMemoryUnregisterRequest())
+    _forget_all(asker.stub)
+
+
+def _forget_all(stub: oip.Stub) -> None:
+    """Triton refuses while a request holds a region, which may be a moment longer than its reply takes."""
+    for turn in range(TURNS):
+        try:
+            stub.SystemSharedMemoryUnregister(oip.SystemSharedMemoryUnregisterRequest())
+            return
+        except grpc.RpcError as error:
+            if turn == TURNS - 1 or "Failed to unregister" not in (error.details() or ""):
+                raise
+            time.sleep(0.01)
 
 
 @contextmanager

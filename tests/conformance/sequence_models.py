@@ -41,8 +41,11 @@ _CONTROLS = {
     "CORRID": {"kind": "CONTROL_SEQUENCE_CORRID", "data_type": "TYPE_UINT64"},
     "TEXT_ID": {"kind": "CONTROL_SEQUENCE_CORRID", "data_type": "TYPE_STRING"},
 }
-_STATE = {"input_name": "INPUT_STATE", "output_name": "OUTPUT_STATE", "data_type": "TYPE_INT32", "dims": [1]}
-_INITIAL = {"data_type": "TYPE_INT32", "dims": [1], "data_file": "first", "name": "first"}
+_INITIAL = {"data_type": "TYPE_INT32", "dims": [1], "name": "first"}
+_STATE = {
+    "input_name": "INPUT_STATE", "output_name": "OUTPUT_STATE", "data_type": "TYPE_INT32", "dims": [1],
+    "initial_state": [{**_INITIAL, "zero_data": True}],  # without it Triton begins with whatever is in memory
+}  # fmt: skip
 _ONE = ("INT32", (1,))
 
 _COUNTING = """
@@ -175,7 +178,7 @@ def _write_onnx_sequences(folder: Path) -> None:
     stateful = {"state": [_STATE], "max_sequence_idle_microseconds": 60_000_000}
     _onnx(folder, "onnx_sequence_int32", _sum_nodes, (), _sequences(direct={}, **stateful), max_batch_size=4)
     _onnx(folder, "onnx_dyna_sequence_int32", _sum_nodes, (), _sequences(**candidates, **stateful), max_batch_size=4)
-    initial = _sequences(direct={}, state=[{**_STATE, "initial_state": [_INITIAL]}])
+    initial = _sequences(direct={}, state=[{**_STATE, "initial_state": [{**_INITIAL, "data_file": "first"}]}])
     _onnx(folder, "sequence_initial", _sum_nodes, (), initial, max_batch_size=4)
     (folder / "sequence_initial/initial_state").mkdir()
     (folder / "sequence_initial/initial_state/first").write_bytes((1000).to_bytes(4, "little"))
@@ -270,7 +273,7 @@ def _write_config(
         described[0] = [described[0][0], *({**tensor, "optional": True} for tensor in described[0][1:])]
     document = {
         "name": folder.name, "backend": backend, "max_batch_size": max_batch_size, "input": described[0],
-        "output": described[1], **config,
+        "output": described[1], "instance_group": [{"kind": "KIND_CPU", "count": 1}], **config,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(document))
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from collections.abc import Iterator
 
 import grpc
@@ -11,9 +13,9 @@ import pytest
 
 from dovetail.pb import oip
 from tests.conformance.control_calls import ADD_SUB, config_of, load, need_control
-from tests.conformance.dialogue import WAYS, Asker, Target, request_for, same
+from tests.conformance.dialogue import Asker, Target, request_for, same
 
-_salt = iter(range(1, 1_000_000))
+_salt = itertools.count(random.randrange(1 << 22))  # another session may have asked the same server
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +36,7 @@ def pair(values: np.ndarray, model: str = "cached", **options: object) -> oip.Mo
 
 
 def figures(asker: Asker, model: str = "cached") -> oip.ModelStatistics:
-    (found,) = asker.stub.ModelStatistics(oip.ModelStatisticsRequest(name=model, version="1")).model_stats
-    return found
+    return asker.statistics(model)
 
 
 class Counted:
@@ -54,7 +55,16 @@ class Counted:
         }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way",
+    [
+        "unary",
+        pytest.param(
+            "stream",
+            marks=pytest.mark.ours("Triton's streams fail for what is not in the cache yet (its issue 4362)"),
+        ),
+    ],
+)
 def test_the_same_request_is_run_once(asker: Asker, way: str) -> None:
     values, counted = fresh(), Counted(asker)
 
@@ -105,6 +115,7 @@ def test_the_form_of_the_values_makes_no_difference(asker: Asker, form: str) -> 
     assert counted()["hits"] == 1
 
 
+@pytest.mark.ours("Triton's cache does not look at which outputs were asked for")
 def test_other_outputs_are_answered_as_asked(asker: Asker) -> None:
     values = fresh()
 
@@ -170,6 +181,7 @@ def test_hits_and_misses_take_time(asker: Asker) -> None:
     assert stats.cache_miss.ns > 0
 
 
+@pytest.mark.ours("Triton's cache does not look at sequence parameters")
 def test_a_sequence_is_never_answered_from_the_cache(asker: Asker) -> None:
     values, counted = fresh(), Counted(asker)
     request = pair(values)

@@ -51,8 +51,7 @@ class Busy:
         self.before = self.figures()
 
     def figures(self, model: str = "slow") -> oip.ModelStatistics:
-        (figures,) = self.asker.stub.ModelStatistics(oip.ModelStatisticsRequest(name=model)).model_stats
-        return figures
+        return self.asker.statistics(model)
 
     def occupy(self) -> grpc.Future:
         """Have it compute for BUSY_S; returns when it has begun."""
@@ -180,7 +179,6 @@ def test_cancelling_what_runs_costs_the_next_request_nothing(busy: Busy) -> None
     assert waiting.result().id == "next"
 
 
-@pytest.mark.usefixtures("ours")
 def test_what_runs_is_not_run_twice_for_being_cancelled(busy: Busy) -> None:
     busy.occupy().cancel()
 

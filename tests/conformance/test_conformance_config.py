@@ -103,7 +103,8 @@ def test_what_a_load_says_is_what_model_config_tells(
 
 
 def test_instances_are_as_many_as_asked_for(control: oip.Stub, asker: Asker) -> None:
-    load(control, MODEL, {**ADD_SUB, "instance_group": [{"count": 2, "kind": "KIND_CPU"}, {"kind": "KIND_CPU"}]})
+    groups = [{"count": 2, "kind": "KIND_CPU"}, {"count": 1, "kind": "KIND_CPU"}]
+    load(control, MODEL, {**ADD_SUB, "instance_group": groups})
 
     assert sum(group.count for group in config_of(control, MODEL).instance_group) == 3
     assert adds(asker)[0] is Code.OK
@@ -128,7 +129,6 @@ def test_what_only_we_have_is_a_parameter(control: oip.Stub, asker: Asker, name:
     assert adds(asker, 2)[0] is Code.OK
 
 
-@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize("name", ["add_sub", "whole", "identity_bytes", "chain", "cached"])
 def test_the_configuration_that_is_told_can_be_loaded_and_changes_nothing(control: oip.Stub, name: str) -> None:
     told = config_of(control, name)
@@ -161,7 +161,6 @@ def test_a_configuration_lasts_until_the_model_is_unloaded(control: oip.Stub) ->
     assert config_of(control, MODEL).max_batch_size == 8
 
 
-@pytest.mark.usefixtures("ours")
 def test_a_configuration_lasts_over_a_load_without_one(control: oip.Stub) -> None:
     load(control, MODEL, {**ADD_SUB, "max_batch_size": 2})
     load(control, MODEL)
@@ -264,7 +263,6 @@ def content(name: str) -> bytes:
     return next(model for model in MODELS if model.name == name).to_onnx().SerializeToString()
 
 
-@pytest.mark.usefixtures("ours")
 def test_a_model_can_be_sent_with_the_load(control: oip.Stub, asker: Asker) -> None:
     load(control, "sent", ADD_SUB, v1_model_onnx=content("add_sub"))
 
@@ -273,7 +271,6 @@ def test_a_model_can_be_sent_with_the_load(control: oip.Stub, asker: Asker) -> N
     assert adds(asker, 1, "sent")[0] is not Code.OK
 
 
-@pytest.mark.usefixtures("ours")
 def test_sent_versions_replace_all_versions_until_the_unload(control: oip.Stub, asker: Asker) -> None:
     load(
         control,
@@ -288,11 +285,10 @@ def test_sent_versions_replace_all_versions_until_the_unload(control: oip.Stub, 
     assert adds(asker)[0] is Code.OK
     unload(control, MODEL)
     load(control, MODEL)
-    index = control.RepositoryIndex(oip.RepositoryIndexRequest()).models
+    index = control.RepositoryIndex(oip.RepositoryIndexRequest(ready=True)).models
     assert [(model.version, model.state) for model in index if model.name == MODEL] == [("1", "READY")]
 
 
-@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize(
     "policy",
     [{"latest": {"num_versions": 1}}, {"specific": {"versions": [5]}}, {}],
@@ -349,7 +345,6 @@ def test_files_need_a_configuration(control: oip.Stub, asker: Asker) -> None:
     assert adds(asker)[0] is Code.OK
 
 
-@pytest.mark.usefixtures("ours")
 def test_a_sent_file_that_is_no_model_leaves_what_served(control: oip.Stub, asker: Asker) -> None:
     error = refused(control, ADD_SUB, v1_model_onnx=b"no model")
 

@@ -46,8 +46,7 @@ class Busy:
         self.before = self.figures()
 
     def figures(self) -> oip.ModelStatistics:
-        (figures,) = self.asker.stub.ModelStatistics(oip.ModelStatisticsRequest(name="slow")).model_stats
-        return figures
+        return self.asker.statistics("slow")
 
     def occupy(self) -> grpc.Future:
         """Have it compute for BUSY_S; returns at once."""

@@ -75,7 +75,19 @@ def test_an_id_may_be_used_again_after_its_end(asker: Asker, model: str, way: st
     asker.need(model)
     name = new_id()
 
-    answers = ask_each(asker, [*whole(model, name, [1, 2]), *whole(model, name, [5, 6])], way)
+    answers = [answer for values in ([1, 2], [5, 6]) for answer in ask_each(asker, whole(model, name, values), way)]
+
+    assert outputs(answers) == [1, 3, 5, 11]
+
+
+@pytest.mark.ours(
+    "Triton may begin the second one first, which the stand-in for states in real_triton cannot tell apart"
+)
+@pytest.mark.parametrize("model", DIRECT_AND_OLDEST)
+def test_an_id_may_be_used_again_before_its_end_was_answered(asker: Asker, model: str) -> None:
+    name = new_id()
+
+    answers = asker.ask_all([*whole(model, name, [1, 2]), *whole(model, name, [5, 6])])
 
     assert outputs(answers) == [1, 3, 5, 11]
 

@@ -84,8 +84,8 @@ def test_each_request_counts_once_in_the_statistics(asker: Asker, model: str) ->
     asker.need(model)
 
     def count() -> tuple[int, int]:
-        reply = asker.stub.ModelStatistics(oip.ModelStatisticsRequest(name=model), timeout=TIMEOUT_S)
-        return reply.model_stats[0].inference_count, reply.model_stats[0].inference_stats.success.count
+        figures = asker.statistics(model)
+        return figures.inference_count, figures.inference_stats.success.count
 
     before = count()
     asker.ask_all(whole(model, new_id(), [1, 2, 3]))
@@ -133,7 +133,7 @@ def test_a_python_model_is_told_its_sequence(asker: Asker, name: int | str) -> N
     ]  # fmt: skip
 
 
-def test_an_unloaded_model_forgets_its_sequences(asker: Asker, ours: None) -> None:
+def test_an_unloaded_model_forgets_its_sequences(asker: Asker) -> None:
     asker.need("simple_sequence")
     name = new_id()
     asker.ask(step("simple_sequence", name, 1, start=True))
@@ -144,7 +144,7 @@ def test_an_unloaded_model_forgets_its_sequences(asker: Asker, ours: None) -> No
     assert "must specify the START flag" in asker.ask(step("simple_sequence", name, 1)).text
 
 
-def test_a_reload_leaves_sequences_where_they_are(asker: Asker, ours: None) -> None:
+def test_a_reload_leaves_sequences_where_they_are(asker: Asker) -> None:
     asker.need("onnx_sequence_int32")
     open_one, new_one = new_id(), new_id()
     first = asker.ask(step("onnx_sequence_int32", open_one, 1, start=True))

@@ -19,8 +19,7 @@ def _served(target: Target) -> None:
 
 
 def figures_of(asker: Asker, model: str = MODEL) -> oip.ModelStatistics:
-    (figures,) = asker.stub.ModelStatistics(oip.ModelStatisticsRequest(name=model, version="1")).model_stats
-    return figures
+    return asker.statistics(model)
 
 
 def request(rows: int) -> oip.ModelInferRequest:
@@ -84,7 +83,6 @@ def test_batches_are_counted_by_their_rows(asker: Asker) -> None:
     assert {rows: after[rows] - before.get(rows, 0) for rows in (4, 6)} == {4: 2, 6: 1}
 
 
-@pytest.mark.usefixtures("ours")
 def test_batches_add_up_to_all_executions_and_rows(asker: Asker) -> None:
     for rows in (1, 2, 3):
         asker.ask(request(rows))

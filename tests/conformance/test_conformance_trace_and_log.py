@@ -165,7 +165,6 @@ def test_what_nobody_knows_or_should_do_is_refused(
     assert text in refused.details()
 
 
-@pytest.mark.usefixtures("ours")
 def test_as_many_requests_are_traced_as_were_asked_for(traced: Asker, address: str) -> None:
     trace(traced, {"trace_level": ["TIMESTAMPS"], "trace_rate": ["2"], "trace_count": ["3"]}, MODEL)
 
