@@ -33,7 +33,7 @@ from runtime_svc.scheduling.base import SchedulerParts
 from runtime_svc.scheduling.call_context import CallContext, expectation_of
 from runtime_svc.scheduling.reply_buffer import CallerGoneError, ReplyBuffer
 from runtime_svc.scheduling.request import InferenceRequest
-from runtime_svc.spare_time import SpareWork
+from runtime_svc.spare_time import SpareQueue, SpareWork
 from runtime_svc.statistics import Execution
 
 _log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class DecoupledScheduler:
         self._changed = threading.Condition()
         self._queue: deque[_Ticket] = deque()
         self._running: dict[_Ticket, Session] = {}
-        self._spare: deque[SpareWork[Any]] = deque()
+        self._spare = SpareQueue()
         self._closed = False
         self._threads = [
             threading.Thread(
@@ -129,18 +129,14 @@ class DecoupledScheduler:
     def offer_spare(self, work: SpareWork[Any]) -> None:
         """See `Scheduler`."""
         with self._changed:
-            if self._closed:
-                work.future.cancel()
-                return
-            self._spare.append(work)
+            self._spare.offer(work)
             self._changed.notify()
 
     async def close(self) -> None:
         """See `Scheduler`."""
         with self._changed:
             self._closed = True
-            while self._spare:
-                self._spare.popleft().future.cancel()
+            self._spare.close()
             self._changed.notify_all()
         await asyncio.to_thread(self._release)
 
@@ -199,7 +195,7 @@ class DecoupledScheduler:
                 if self._closed:
                     return None
                 if self._spare:
-                    return self._spare.popleft()
+                    return self._spare.take()
                 self._changed.wait()
 
     def _reason_to_drop(self, ticket: _Ticket) -> DovetailError | None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +25,7 @@ from runtime_svc.scheduling.policy import Levels
 from runtime_svc.scheduling.queue import DEFAULT_QUEUE_BYTES, DEFAULT_QUEUE_ROWS, RequestQueue
 from runtime_svc.scheduling.run_times import Curve, RunTimes
 from runtime_svc.scheduling.ticket import Ticket, deliver
-from runtime_svc.spare_time import SpareWork
+from runtime_svc.spare_time import SpareQueue, SpareWork
 from runtime_svc.statistics import Refusal
 
 
@@ -108,7 +107,7 @@ class Dispatcher:
         self._changed = threading.Condition(threading.Lock())
         self._times = RunTimes()
         self._prudence = Prudence()
-        self._spare: deque[SpareWork[Any]] = deque()
+        self._spare = SpareQueue()
         self._idle = 0
         self._closed = False
 
@@ -151,10 +150,7 @@ class Dispatcher:
     def offer_spare(self, work: SpareWork[Any]) -> None:
         """Have an engine thread do this as soon as nothing is queued."""
         with self._changed:
-            if self._closed:
-                work.future.cancel()
-                return
-            self._spare.append(work)
+            self._spare.offer(work)
             self._changed.notify()
 
     def take(self, turn: Turn) -> Batch | SpareWork[Any] | None:
@@ -188,8 +184,7 @@ class Dispatcher:
         """Take no more requests; those queued are still served. Spare work that has not begun is cancelled."""
         with self._changed:
             self._closed = True
-            while self._spare:
-                self._spare.popleft().future.cancel()
+            self._spare.close()
             self._changed.notify_all()
 
     def _next(self, turn: Turn) -> Batch | SpareWork[Any] | Turn | None:
@@ -208,7 +203,7 @@ class Dispatcher:
                 if self._closed:
                     return None
                 if self._spare:
-                    return self._spare.popleft()
+                    return self._spare.take()
             self._idle += 1
             self._changed.wait(wait_s)
             self._idle -= 1

@@ -25,7 +25,7 @@ from dovetail.errors import DeadlineError, DovetailError, UnavailableError
 from runtime_svc.scheduling.iterative.turns import TurnResult
 from runtime_svc.scheduling.reply_buffer import ReplyBuffer
 from runtime_svc.scheduling.request import InferenceRequest
-from runtime_svc.spare_time import SpareWork
+from runtime_svc.spare_time import SpareQueue, SpareWork
 
 
 @dataclass(eq=False, slots=True)
@@ -113,7 +113,7 @@ class IterativeQueue:
         self._backlog: deque[OpenCall] = deque()
         self._backlog_due_s = math.inf  # nobody in it is late, or has left, before
         self._waiting = 0
-        self._spare: deque[SpareWork[Any]] = deque()
+        self._spare = SpareQueue()
         self._closed = False
 
     @property
@@ -160,18 +160,14 @@ class IterativeQueue:
     def offer_spare(self, work: SpareWork[Any]) -> None:
         """Have a thread do this when its instance has nothing to run."""
         with self._changed:
-            if self._closed:
-                work.future.cancel()
-                return
-            self._spare.append(work)
+            self._spare.offer(work)
             self._changed.notify_all()
 
     def close(self) -> None:
         """Take no more requests; those that are here run to their end. Spare work that has not begun is cancelled."""
         with self._changed:
             self._closed = True
-            while self._spare:
-                self._spare.popleft().future.cancel()
+            self._spare.close()
             self._changed.notify_all()
 
     def take(self, number: int) -> Round | SpareWork[Any] | None:
@@ -189,7 +185,7 @@ class IterativeQueue:
                     self._changed.notify_all()
                     return None
                 if self._spare and not calls:
-                    return self._spare.popleft()
+                    return self._spare.take()
                 self._changed.wait(self._until(instance, wait_s, now_s))
 
     def finish(self, number: int, results: Sequence[TurnResult]) -> None:

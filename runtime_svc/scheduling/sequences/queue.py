@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,7 +19,7 @@ from dovetail.clock import Clock
 from dovetail.errors import CancelledError, DeadlineError, DovetailError, UnavailableError
 from runtime_svc.scheduling.sequences.batch import SequenceBatch, SequencePlan, form_alone, form_direct, form_oldest
 from runtime_svc.scheduling.sequences.table import OpenSequence, QueuedStep, SequenceTable, not_started
-from runtime_svc.spare_time import SpareWork
+from runtime_svc.spare_time import SpareQueue, SpareWork
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class SequenceQueue:
         self._former = form_alone if plan.alone else form_oldest if plan.config.oldest else form_direct
         self._changed = threading.Condition()
         self._pending = 0
-        self._spare: deque[SpareWork[Any]] = deque()
+        self._spare = SpareQueue()
         self._closed = False
         self._has_successor = False
         self._first_idle_s = -math.inf  # no sequence is idle for too long before
@@ -103,10 +102,7 @@ class SequenceQueue:
     def offer_spare(self, work: SpareWork[Any]) -> None:
         """Have a thread do this when its instance has nothing to run."""
         with self._changed:
-            if self._closed:
-                work.future.cancel()
-                return
-            self._spare.append(work)
+            self._spare.offer(work)
             self._changed.notify_all()
 
     def keep_open(self) -> None:
@@ -124,8 +120,7 @@ class SequenceQueue:
         """Start no more sequences. Spare work that has not begun is cancelled."""
         with self._changed:
             self._closed = True
-            while self._spare:
-                self._spare.popleft().future.cancel()
+            self._spare.close()
             self._changed.notify_all()
 
     def take(self, instance: int, generation_now: Callable[[], int]) -> SequenceBatch | SpareWork[Any] | None:
@@ -147,7 +142,7 @@ class SequenceQueue:
                     self._changed.notify_all()
                     return None
                 if self._spare and not waiting:
-                    return self._spare.popleft()
+                    return self._spare.take()
                 self._changed.wait(self._until(wait_s, now_s))
 
     def finish(self, sequences: Iterable[OpenSequence]) -> None:
