@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc.aio
 import numpy as np
 
 from dovetail.pb import oip
@@ -39,3 +43,30 @@ def ones(rows: int = 1, value: float = 1.0) -> Array:
 def values_of(response: oip.ModelInferResponse) -> Array:
     """A reply's only output."""
     return np.frombuffer(response.raw_output_contents[0], "<f4").reshape(tuple(response.outputs[0].shape))
+
+
+async def read_late(stub: oip.Stub, request: oip.ModelInferRequest, count: int) -> tuple[int, int]:
+    """Send a request so often on one stream, and read only once no more can be sent.
+
+    Returns:
+        How many could be sent by then, and how many replies came in the end.
+    """
+    sent = 0
+
+    async def requests() -> AsyncIterator[oip.ModelInferRequest]:
+        nonlocal sent
+        for number in range(count):
+            sent = number + 1
+            yield request
+
+    call = stub.ModelStreamInfer(requests())
+    await call.read()
+    last = -1
+    while sent != last:  # until it stands still
+        last = sent
+        await asyncio.sleep(0.3)
+    sent_while_unread, replies = sent, 1
+    while (reply := await call.read()) is not grpc.aio.EOF:
+        assert not reply.error_message
+        replies += 1
+    return sent_while_unread, replies

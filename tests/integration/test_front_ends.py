@@ -32,6 +32,7 @@ from runtime_svc.repository import Repository
 from runtime_svc.served_model import ServedModel
 from runtime_svc.server import start_inference_server
 from tests.fakes.fake_sessions import BrokenSession, DoublingSession, FakeSession, HeldSession, facts_for
+from tests.fakes.inference_calls import read_late
 from tests.fixtures_inference import RunningServer, running_server
 
 StatusCode = grpc.StatusCode
@@ -194,24 +195,8 @@ async def test_cancelled_and_late_calls_leave_the_queue_and_are_never_run(server
 
 async def test_a_stream_whose_client_does_not_read_holds_a_bounded_number_of_requests(server: RunningServer) -> None:
     serve(server, DoublingSession())
-    sent = 0
-
-    async def requests() -> AsyncIterator[oip.ModelInferRequest]:
-        nonlocal sent
-        for number in range(250):
-            sent = number + 1
-            yield request_of(float(number), columns=250_000)  # 1 MB each
-
-    call = server.stub.ModelStreamInfer(requests())
-    await call.read()
-    last = -1
-    while sent != last:  # until it stands still
-        last = sent
-        await asyncio.sleep(0.3)
-    sent_while_unread, replies = sent, 1
-    while (reply := await call.read()) is not grpc.aio.EOF:
-        assert not reply.error_message
-        replies += 1
+    megabyte = request_of(1.0, columns=250_000)
+    sent_while_unread, replies = await read_late(server.stub, megabyte, 250)
 
     assert sent_while_unread < 200
     assert replies == 250

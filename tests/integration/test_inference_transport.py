@@ -7,7 +7,6 @@ import asyncio
 import json
 import logging
 import uuid
-from collections.abc import AsyncIterator
 from multiprocessing.shared_memory import SharedMemory
 
 import grpc
@@ -29,6 +28,7 @@ from runtime_svc.served_model import ServedModel
 from runtime_svc.shared_memory import SharedMemoryRegions
 from runtime_svc.trace import Tracer
 from tests.fakes.fake_sessions import DoublingSession, FakeSession, HeldSession, facts_for
+from tests.fakes.inference_calls import read_late
 from tests.fixtures_inference import RunningServer, inference_server
 
 __all__ = ["inference_server"]
@@ -161,24 +161,9 @@ async def test_a_stream_whose_client_does_not_read_holds_a_bounded_number_of_req
 ) -> None:
     session = DoublingSession()
     serve(inference_server, session)
-    sent = 0
-
-    async def requests() -> AsyncIterator[oip.ModelInferRequest]:
-        nonlocal sent
-        for number in range(400):
-            sent = number + 1
-            yield request_of(float(number), columns=250_000)  # 1 MB each
-
-    call = inference_server.stub.ModelStreamInfer(requests())
-    await call.read()
-    last = -1
-    while sent != last:  # until it stands still
-        last = sent
-        await asyncio.sleep(0.3)
-    sent_while_unread, replies = sent, 1
-    while (reply := await call.read()) is not grpc.aio.EOF:
-        assert not reply.error_message
-        replies += 1
+    sent_while_unread, replies = await read_late(
+        inference_server.stub, request_of(1.0, columns=250_000), 400
+    )  # 1 MB each
 
     assert sent_while_unread < 300
     assert replies == 400
