@@ -25,6 +25,11 @@ def cpu_s(root: int) -> float:
     return sum(sum(map(int, fields[pid][11:15])) for pid in family if pid in fields) / _TICKS_PER_S
 
 
+def own_cpu_s(pid: int) -> float:
+    """User and system time of one process, without what it started."""
+    return sum(map(int, _all_fields()[pid][11:13])) / _TICKS_PER_S
+
+
 def _all_fields() -> dict[int, list[str]]:
     """Of every process: the fields from its state on (state, parent, …; times are the twelfth to the fifteenth)."""
     found: dict[int, list[str]] = {}
