@@ -101,7 +101,10 @@ def scan_request(message: bytes) -> WireRequest:
                     rest_from = place
                 rest_to = stop
             elif tag in _STRINGS:
-                strings[(tag >> 3) - 1] = message[start:stop]
+                which = (tag >> 3) - 1
+                if strings[which]:
+                    return _parse_whole(message)  # the last one counts, but protobuf checks each
+                strings[which] = message[start:stop]
             else:
                 return _parse_whole(message)
             place = stop

@@ -114,6 +114,7 @@ messages = st.lists(st.one_of(fields, fields, fields, odd), max_size=8).map(b"".
 @example(field(5, field(1, b"a")) + field(7, b"1") + field(5, field(1, b"b")) + field(7, b"2"))  # interleaved
 @example(field(1, b"first") + field(1, b"last"))
 @example(field(1, b"\xff"))
+@example(field(1, b"\x80") + field(1, b""))  # protobuf refuses text that another value replaces, too
 @example(field(3, b"\xed\xa0\x80"))  # half of a surrogate pair
 @example(b"\x3a\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01")  # a length of ten bytes, 2^63
 @example(b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01")  # one of eleven
