@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,10 +27,12 @@ def missing(*programs: str) -> str:
     absent = [name for name in ("mount", "umount", *programs) if shutil.which(name) is None]
     if absent:
         return f"not installed: {', '.join(absent)}"
-    probe = subprocess.run(["mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, text=True, check=False)
-    if probe.returncode:
-        return f"this system does not let us mount: {probe.stderr.strip()}"
-    run("umount", "/mnt")
+    # A folder of its own: each process that collects tests asks, several at once.
+    with tempfile.TemporaryDirectory() as folder:
+        probe = subprocess.run(["mount", "-t", "tmpfs", "none", folder], capture_output=True, text=True, check=False)
+        if probe.returncode:
+            return f"this system does not let us mount: {probe.stderr.strip()}"
+        run("umount", "--lazy", folder)  # whatever looks at a new mount for a moment must not make it an error
     return ""
 
 
@@ -48,7 +51,7 @@ def mounted(image: Path, at: Path) -> Iterator[Path]:
     try:
         yield at
     finally:
-        run("umount", str(at))
+        run("umount", str(at))  # not lazily: the device has everything when this returns
 
 
 @contextmanager
