@@ -14,8 +14,11 @@ import pytest
 
 from compiler_svc.intake.limits import ModelLimits
 from compiler_svc.intake.sample_file import read_arrays as read_samples
+from compiler_svc.worker.emulation.tensor_file import read_runs, write_runs
 from dovetail.cli.infer import read_arrays as read_inputs
+from dovetail.engines.goldens import Golden, Goldens, read_goldens, write_goldens
 from dovetail.errors import InvalidInputError
+from dovetail.tensor import TensorSpec
 from dovetail.zip_damage import telling_damage
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
@@ -62,13 +65,40 @@ def encrypted(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    ("damage", "method"),
-    [
-        *((damage, method) for damage in (truncated, unknown_method, encrypted) for method in METHODS),
-        *((scribbled, method) for method in METHODS[1:]),  # stored ones are mapped as they are
-    ],
-)
+def repacked(path: Path, method: int) -> Path:
+    """The same members, packed like that."""
+    with zipfile.ZipFile(path) as packed:
+        members = [(item.filename, packed.read(item)) for item in packed.infolist()]
+    with zipfile.ZipFile(path, "w", method) as packed:
+        for name, content in members:
+            packed.writestr(name, content)
+    return path
+
+
+DAMAGES = [
+    *((damage, method) for damage in (truncated, unknown_method, encrypted) for method in METHODS),
+    *((scribbled, method) for method in METHODS[1:]),  # stored ones are mapped as they are
+]
+X = TensorSpec("x", "FP32", (-1, 64))
+RUN = {"x": np.zeros((1, 64), np.float32)}
+
+
+@pytest.mark.parametrize(("damage", "method"), DAMAGES)
+def test_goldens_and_runs_of_an_emulated_process_that_are_damaged_are_refused(
+    tmp_path: Path, method: int, damage: Callable[[Path], Path]
+) -> None:
+    goldens, runs = tmp_path / "goldens", tmp_path / "runs"
+    write_goldens(goldens, Goldens("fp32", (X,), (X,), (Golden(RUN, RUN),)))
+    write_runs(runs, [RUN], [X])
+    assert len(read_goldens(repacked(goldens, method)).runs) == len(read_runs(repacked(runs, method), [X])) == 1
+
+    with pytest.raises(InvalidInputError, match="not readable"):
+        read_goldens(damage(goldens))
+    with pytest.raises(InvalidInputError, match="not readable"):
+        read_runs(damage(runs), [X])
+
+
+@pytest.mark.parametrize(("damage", "method"), DAMAGES)
 def test_readers_of_foreign_archives_say_that_they_are_damaged(
     tmp_path: Path, method: int, damage: Callable[[Path], Path]
 ) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from dovetail.errors import InvalidInputError
 from dovetail.tensor import Array, TensorSpec, from_raw, to_raw
+from dovetail.zip_damage import telling_damage
 
 MAX_BYTES = 2 << 30
 """Refuse files that unpack to more: a hundred samples of a 4-megapixel image model in fp32 are about 1.5 GiB."""
@@ -50,14 +50,15 @@ def read_runs(path: Path, specs: Sequence[TensorSpec]) -> list[dict[str, Array]]
         InvalidInputError: It is something else, or unpacks to more than MAX_BYTES.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(item.file_size for item in archive.infolist())
-        if unpacked > MAX_BYTES:
-            raise InvalidInputError(f"runs unpack to {unpacked} bytes; at most {MAX_BYTES} are read")
-        with np.load(path, allow_pickle=False) as stored:
-            meta = json.loads(stored["meta"].tobytes())
-            return [_read_run(stored, index, specs, meta["texts"]) for index in range(int(meta["runs"]))]
-    except (OSError, KeyError, TypeError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as exc:
+        with telling_damage(lambda why: InvalidInputError(f"file of runs is not readable: {why}")):
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(item.file_size for item in archive.infolist())
+            if unpacked > MAX_BYTES:
+                raise InvalidInputError(f"runs unpack to {unpacked} bytes; at most {MAX_BYTES} are read")
+            with np.load(path, allow_pickle=False) as stored:
+                meta = json.loads(stored["meta"].tobytes())
+                return [_read_run(stored, index, specs, meta["texts"]) for index in range(int(meta["runs"]))]
+    except (OSError, KeyError, TypeError) as exc:  # what is in it is not what it should be
         raise InvalidInputError(f"file of runs is not readable: {type(exc).__name__}") from exc
 
 
