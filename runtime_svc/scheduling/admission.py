@@ -25,7 +25,6 @@ ENOUGH_RUNS = 32
 OPTIMISM = 0.8
 """What is predicted is taken to be too long by a quarter."""
 
-
 LEAST_PRUDENCE, MOST_PRUDENCE = 1.25, 3.0
 LATE_RISE, TIMELY_FALL = 1.25, 0.98
 """By these about one run in twelve may end too late: 1.25 * 0.98 ** 11 is 1."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
 
 from dovetail.errors import InvalidInputError
 from dovetail.tensor import Array
@@ -22,17 +21,19 @@ from runtime_svc.scheduling.layout import Layouts
 from runtime_svc.scheduling.ordering import ReplyOrder
 from runtime_svc.scheduling.request import InferenceRequest
 from runtime_svc.scheduling.splitting import join, split
+from runtime_svc.scheduling.threaded import ThreadedScheduler
 from runtime_svc.scheduling.ticket import Ticket
-from runtime_svc.spare_time import SpareWork
 from runtime_svc.statistics import Execution
 
 
-class BatchingScheduler:
+class BatchingScheduler(ThreadedScheduler):
     """See `Scheduler`.
 
     Args:
         parts: What it is made of.
     """
+
+    _queue: Dispatcher
 
     def __init__(self, parts: SchedulerParts) -> None:
         facts, config = parts.facts, parts.config
@@ -41,33 +42,15 @@ class BatchingScheduler:
         self._splits = config.split_oversize
         self._even = not config.allowed_batch_sizes
         self._record = parts.record
-        self._sessions = parts.sessions
         self._layouts = Layouts(config, batched=facts.max_batch_size > 0)
         ordered = config.batching is not None and config.batching.preserve_ordering
         overtakes = len(parts.sessions) > 1 or config.split_oversize  # parts are joined later than they are done
         self._order = ReplyOrder() if ordered and overtakes else None
-        self._dispatcher = Dispatcher(parts, len(parts.sessions))
+        dispatcher = Dispatcher(parts, len(parts.sessions))
         gate = parts.gate if _keeps_cores_busy(parts) else None
         share = None if gate is None else gate.share(weight=config.weight, threads=config.threads)
-        self._instances = [
-            Instance(session, self._dispatcher, parts, Turn(gate, share), name=f"{facts.name}-{facts.version}-{index}")
-            for index, session in enumerate(parts.sessions)
-        ]
-
-    @property
-    def pending(self) -> int:
-        """Requests that wait for a batch."""
-        return self._dispatcher.pending
-
-    @property
-    def instances(self) -> int:
-        """Engine instances, each with its thread."""
-        return len(self._instances)
-
-    def start(self) -> None:
-        """Start the threads."""
-        for instance in self._instances:
-            instance.start()
+        instances = [Instance(session, dispatcher, parts, Turn(gate, share)) for session in parts.sessions]
+        super().__init__(parts, dispatcher, [instance.serve for instance in instances])
 
     async def infer(self, request: InferenceRequest) -> Mapping[str, Array]:
         """See `Scheduler`."""
@@ -79,7 +62,7 @@ class BatchingScheduler:
                 raise InvalidInputError(f"inference request batch-size must be <= {self._limit} for '{self._model}'")
             return await self._infer_in_parts(request)
         ticket = self._ticket(request)
-        self._dispatcher.submit((ticket,))
+        self._queue.submit((ticket,))
         if self._order is None:
             return await self._outcome(ticket)
         async with self._order.place():
@@ -89,25 +72,16 @@ class BatchingScheduler:
         """The one reply."""
         yield await self.infer(request)
 
-    def offer_spare(self, work: SpareWork[Any]) -> None:
-        """See `Scheduler`."""
-        self._dispatcher.offer_spare(work)
-
-    async def close(self) -> None:
-        """See `Scheduler`."""
-        self._dispatcher.close()
-        await asyncio.to_thread(self._release)
-
     async def _outcome(self, ticket: Ticket) -> Mapping[str, Array]:
         try:
             return await ticket.future
         except asyncio.CancelledError:
-            self._dispatcher.withdraw(ticket)
+            self._queue.withdraw(ticket)
             raise
 
     async def _infer_in_parts(self, request: InferenceRequest) -> Mapping[str, Array]:
         tickets = [self._ticket(part, part=True) for part in split(request, self._limit, even=self._even)]
-        self._dispatcher.submit(tickets)
+        self._queue.submit(tickets)
         if self._order is None:
             return await self._joined(tickets)
         async with self._order.place():
@@ -120,7 +94,7 @@ class BatchingScheduler:
             for ticket in tickets:
                 ticket.future.cancel()
                 if ticket.future.cancelled():
-                    self._dispatcher.withdraw(ticket)
+                    self._queue.withdraw(ticket)
             raise
         inferred_ns = time.perf_counter_ns()
         outputs = await asyncio.to_thread(join, parts, [ticket.request.rows for ticket in tickets])
@@ -148,12 +122,6 @@ class BatchingScheduler:
             size_bytes=_size_bytes(request.feeds),
             part=part,
         )
-
-    def _release(self) -> None:
-        for instance in self._instances:
-            instance.join()
-        for session in {id(session): session for session in self._sessions}.values():
-            session.close()
 
 
 def start_batching(parts: SchedulerParts) -> BatchingScheduler:

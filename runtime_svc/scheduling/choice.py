@@ -11,7 +11,7 @@ from collections.abc import Callable
 from runtime_svc.configuration.serving_config import ServingConfig
 from runtime_svc.scheduling.base import Scheduler, SchedulerParts
 from runtime_svc.scheduling.batching import start_batching
-from runtime_svc.scheduling.decoupled import start_decoupled
+from runtime_svc.scheduling.decoupled.scheduler import start_decoupled
 from runtime_svc.scheduling.iterative.scheduler import start_iterative
 from runtime_svc.scheduling.sequences.scheduler import start_sequences
 

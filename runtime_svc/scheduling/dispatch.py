@@ -11,7 +11,6 @@ fit). The queue's bounds count rows and bytes, because those cost time and memor
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,12 +19,13 @@ from runtime_svc.scheduling.admission import ENOUGH_RUNS, Prudence, check_deadli
 from runtime_svc.scheduling.base import SchedulerParts
 from runtime_svc.scheduling.batch import Batch
 from runtime_svc.scheduling.closing import Closer, CloseReason
+from runtime_svc.scheduling.engine_queue import EngineQueue
 from runtime_svc.scheduling.fairness import Gate, Place, Share
 from runtime_svc.scheduling.policy import Levels
 from runtime_svc.scheduling.queue import DEFAULT_QUEUE_BYTES, DEFAULT_QUEUE_ROWS, RequestQueue
 from runtime_svc.scheduling.run_times import Curve, RunTimes
 from runtime_svc.scheduling.ticket import Ticket, deliver
-from runtime_svc.spare_time import SpareQueue, SpareWork
+from runtime_svc.spare_time import SpareWork
 from runtime_svc.statistics import Refusal
 
 
@@ -72,7 +72,7 @@ class Turn:
             self._gate.leave(self._share, ran_s)
 
 
-class Dispatcher:
+class Dispatcher(EngineQueue):
     """The queue of one served model.
 
     `submit` and `withdraw` belong to the event loop, `take` and `learn` to engine threads; the rest may be used from
@@ -84,6 +84,7 @@ class Dispatcher:
     """
 
     def __init__(self, parts: SchedulerParts, instances: int) -> None:
+        super().__init__()
         facts, config = parts.facts, parts.config
         batching = config.batching
         self._model = facts.name
@@ -104,12 +105,9 @@ class Dispatcher:
             max_rows=config.max_queue_rows or DEFAULT_QUEUE_ROWS,
             max_bytes=config.max_queue_bytes or DEFAULT_QUEUE_BYTES,
         )
-        self._changed = threading.Condition(threading.Lock())
         self._times = RunTimes()
         self._prudence = Prudence()
-        self._spare = SpareQueue()
         self._idle = 0
-        self._closed = False
 
     @property
     def pending(self) -> int:
@@ -147,12 +145,6 @@ class Dispatcher:
         elif (on_leave := ticket.on_leave) is not None:
             on_leave()
 
-    def offer_spare(self, work: SpareWork[Any]) -> None:
-        """Have an engine thread do this as soon as nothing is queued."""
-        with self._changed:
-            self._spare.offer(work)
-            self._changed.notify()
-
     def take(self, turn: Turn) -> Batch | SpareWork[Any] | None:
         """The next batch, else spare work; blocks while there is neither. None once closed and the queue is empty.
 
@@ -179,13 +171,6 @@ class Dispatcher:
                 curve = self._times.of(batch.tickets[0].layout)
                 if curve is not None and curve.runs > ENOUGH_RUNS:  # before, nobody could be prudent
                     self._prudence.learn(min(deadlines_s) - self._clock.monotonic_s())
-
-    def close(self) -> None:
-        """Take no more requests; those queued are still served. Spare work that has not begun is cancelled."""
-        with self._changed:
-            self._closed = True
-            self._spare.close()
-            self._changed.notify_all()
 
     def _next(self, turn: Turn) -> Batch | SpareWork[Any] | Turn | None:
         """Under the lock: what to do, the turn itself if that has to be waited for first."""

@@ -9,7 +9,6 @@ does spare work, which no caller sees and nothing counts. Queueing is `dispatch`
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Mapping
 
@@ -37,12 +36,9 @@ class Instance:
         dispatcher: Where batches come from; several instances may share one.
         parts: What the scheduler is made of.
         turn: Its right to run.
-        name: Of the thread, for debuggers.
     """
 
-    def __init__(
-        self, session: Session, dispatcher: Dispatcher, parts: SchedulerParts, turn: Turn, *, name: str
-    ) -> None:
+    def __init__(self, session: Session, dispatcher: Dispatcher, parts: SchedulerParts, turn: Turn) -> None:
         self._session = session
         self._expect = expectation_of(session)
         self._stoppable = stoppable_of(session)
@@ -53,17 +49,9 @@ class Instance:
         self._gatherer = Gatherer(parts.config, batched=parts.facts.max_batch_size > 0)
         self._padded = parts.config.allowed_batch_sizes
         self._turn = turn
-        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
 
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def join(self) -> None:
-        """Wait until the thread has ended; blocks, so call it off the event loop."""
-        self._thread.join()
-
-    def _serve(self) -> None:
+    def serve(self) -> None:
+        """Its thread's work, to the end."""
         while (task := self._dispatcher.take(self._turn)) is not None:
             if isinstance(task, Batch):
                 started = time.perf_counter()

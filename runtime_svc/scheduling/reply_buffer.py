@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from contextlib import aclosing
 
-from dovetail.errors import CancelledError, DovetailError
+from dovetail.errors import CancelledError, DovetailError, UnsupportedError
 from dovetail.tensor import Array
 
 PLACES = 8
@@ -142,3 +143,23 @@ class ReplyBuffer:
 
         if buffers:
             buffers[0]._loop.call_soon_threadsafe(wake_all)
+
+
+async def only_reply(replies: AsyncGenerator[Mapping[str, Array], None], model: str) -> Mapping[str, Array]:
+    """The reply of a request that has exactly one; what comes after a second is not read.
+
+    Raises:
+        UnsupportedError: It had none or several.
+    """
+    found = []
+    async with aclosing(replies):
+        async for reply in replies:
+            found.append(reply)
+            if len(found) > 1:
+                break
+    if len(found) != 1:
+        raise UnsupportedError(
+            f"model '{model}' is decoupled and gave {'no' if not found else 'more than one'} reply where"
+            " one is needed; ask for its replies over a stream"
+        )
+    return found[0]

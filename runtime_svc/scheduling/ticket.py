@@ -54,14 +54,15 @@ class Ticket:
     enqueued_ns: int = field(default_factory=time.perf_counter_ns)
     on_leave: Callable[[], None] | None = None
 
-    def resolve(self, result: Result) -> None:
-        """Hand the answer over, on the loop; nothing happens if the caller is gone."""
-        if self.future.done():
-            return
-        if isinstance(result, DovetailError):
-            self.future.set_exception(result)
-        else:
-            self.future.set_result(result)
+
+def settle(future: asyncio.Future[Mapping[str, Array]], result: Result) -> None:
+    """Hand a caller its answer, on the loop; nothing happens if the caller is gone."""
+    if future.done():
+        return
+    if isinstance(result, DovetailError):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
 
 
 def deliver(tickets: Sequence[Ticket], results: Sequence[Result]) -> None:
@@ -69,7 +70,7 @@ def deliver(tickets: Sequence[Ticket], results: Sequence[Result]) -> None:
 
     def resolve_all() -> None:
         for ticket, result in zip(tickets, results, strict=True):
-            ticket.resolve(result)
+            settle(ticket.future, result)
 
     if tickets:
         tickets[0].future.get_loop().call_soon_threadsafe(resolve_all)

@@ -16,7 +16,7 @@ from dovetail.tensor import Array, TensorSpec
 from runtime_svc.configuration.serving_config import ServingConfig
 from runtime_svc.scheduling.base import SchedulerParts
 from runtime_svc.scheduling.call_context import CallContext
-from runtime_svc.scheduling.decoupled import DecoupledScheduler, start_decoupled
+from runtime_svc.scheduling.decoupled.scheduler import DecoupledScheduler, start_decoupled
 from runtime_svc.scheduling.reply_buffer import PLACES
 from runtime_svc.scheduling.request import InferenceRequest
 from runtime_svc.served_model import ModelFacts, ServedModel

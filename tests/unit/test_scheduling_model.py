@@ -159,7 +159,7 @@ async def test_a_request_that_goes_away_does_not_hold_up_the_order() -> None:
 async def test_waiting_requests_are_shared_among_idle_instances() -> None:
     sessions = [HeldSession(), HeldSession()]
     async with serving(*sessions) as model:
-        while model.scheduler._dispatcher._idle < 2:  # type: ignore[attr-defined]
+        while model.scheduler._queue._idle < 2:  # type: ignore[attr-defined]
             await asyncio.sleep(0)  # the threads are on their way
         tasks = [asyncio.create_task(model.infer(request_of(rows_of(1, value)))) for value in range(6)]
         await asyncio.sleep(0)

@@ -13,7 +13,6 @@ behind those that wait, in its slot.
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -22,10 +21,11 @@ from typing import Any
 
 from dovetail.clock import Clock
 from dovetail.errors import DeadlineError, DovetailError, UnavailableError
+from runtime_svc.scheduling.engine_queue import EngineQueue
 from runtime_svc.scheduling.iterative.turns import TurnResult
 from runtime_svc.scheduling.reply_buffer import ReplyBuffer
 from runtime_svc.scheduling.request import InferenceRequest
-from runtime_svc.spare_time import SpareQueue, SpareWork
+from runtime_svc.spare_time import SpareWork
 
 
 @dataclass(eq=False, slots=True)
@@ -79,7 +79,7 @@ class _Instance:
     ended: list[int] = field(default_factory=list)
 
 
-class IterativeQueue:
+class IterativeQueue(EngineQueue):
     """See the module. `add` and `leave` belong to the event loop, `take` and `finish` to instances' threads.
 
     Args:
@@ -105,16 +105,14 @@ class IterativeQueue:
         delay_s: float = 0.0,
         preferred: Sequence[int] = (),
     ) -> None:
+        super().__init__()
         self._model, self._clock = model, clock
         self._seats, self._most_calls, self._most_waiting = seats, most_calls, most_waiting
         self._delay_s, self._preferred = delay_s, preferred
-        self._changed = threading.Condition()
         self._instances = [_Instance() for _ in range(instances)]
         self._backlog: deque[OpenCall] = deque()
         self._backlog_due_s = math.inf  # nobody in it is late, or has left, before
         self._waiting = 0
-        self._spare = SpareQueue()
-        self._closed = False
 
     @property
     def pending(self) -> int:
@@ -155,19 +153,6 @@ class IterativeQueue:
     def wake(self) -> None:
         """Look again: there is room for replies."""
         with self._changed:
-            self._changed.notify_all()
-
-    def offer_spare(self, work: SpareWork[Any]) -> None:
-        """Have a thread do this when its instance has nothing to run."""
-        with self._changed:
-            self._spare.offer(work)
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """Take no more requests; those that are here run to their end. Spare work that has not begun is cancelled."""
-        with self._changed:
-            self._closed = True
-            self._spare.close()
             self._changed.notify_all()
 
     def take(self, number: int) -> Round | SpareWork[Any] | None:

@@ -10,34 +10,34 @@ Source: Triton Inference Server, sequence batcher, `iterative_sequence`, and TRI
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
-import threading
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from itertools import count
-from typing import Any, cast
+from typing import cast
 
 from dovetail.errors import DovetailError, EngineError, InvalidInputError, UnsupportedError
 from dovetail.tensor import Array
 from runtime_svc.configuration.serving_config import SequenceBatching
 from runtime_svc.scheduling.base import SchedulerParts
-from runtime_svc.scheduling.decoupled import MAX_WAITING, only_reply
+from runtime_svc.scheduling.engine_queue import MAX_WAITING
 from runtime_svc.scheduling.iterative.queue import IterativeQueue, OpenCall, Round
 from runtime_svc.scheduling.iterative.turns import IterativeSession, Turn, TurnResult
 from runtime_svc.scheduling.ordering import ReplyOrder
-from runtime_svc.scheduling.reply_buffer import ReplyBuffer
+from runtime_svc.scheduling.reply_buffer import ReplyBuffer, only_reply
 from runtime_svc.scheduling.request import InferenceRequest
 from runtime_svc.scheduling.sequences.table import not_started
+from runtime_svc.scheduling.threaded import ThreadedScheduler
 from runtime_svc.spare_time import SpareWork
 from runtime_svc.statistics import Execution
 
 _log = logging.getLogger(__name__)
 
 
-class IterativeScheduler:
+class IterativeScheduler(ThreadedScheduler):
     """See `Scheduler`.
 
     Args:
@@ -46,6 +46,8 @@ class IterativeScheduler:
     Raises:
         UnsupportedError: A session cannot run requests in turns.
     """
+
+    _queue: IterativeQueue
 
     def __init__(self, parts: SchedulerParts) -> None:
         facts, config = parts.facts, parts.config.sequences or SequenceBatching()
@@ -56,7 +58,7 @@ class IterativeScheduler:
                 )
         self._parts, self._model = parts, facts.name
         most_calls = max(facts.max_batch_size, 1)
-        self._queue = IterativeQueue(
+        queue = IterativeQueue(
             facts.name,
             instances=len(parts.sessions),
             seats=config.max_candidates if config.oldest else most_calls,
@@ -68,25 +70,7 @@ class IterativeScheduler:
         )
         self._order = ReplyOrder() if config.preserve_ordering else None
         self._keys = count(1)
-        self._threads = [
-            threading.Thread(target=self._serve, args=(number,), name=f"{facts.name}-turns-{number}", daemon=True)
-            for number in range(len(parts.sessions))
-        ]
-
-    @property
-    def pending(self) -> int:
-        """Requests that wait for their first turn."""
-        return self._queue.pending
-
-    @property
-    def instances(self) -> int:
-        """Engine instances, each with its thread."""
-        return len(self._threads)
-
-    def start(self) -> None:
-        """Start the threads."""
-        for thread in self._threads:
-            thread.start()
+        super().__init__(parts, queue, [partial(self._serve, number) for number in range(len(parts.sessions))])
 
     async def infer(self, request: InferenceRequest) -> Mapping[str, Array]:
         """The reply of a request that has exactly one; see `Scheduler`."""
@@ -110,21 +94,6 @@ class IterativeScheduler:
                     yield reply
             finally:
                 self._leave(call)
-
-    def offer_spare(self, work: SpareWork[Any]) -> None:
-        """See `Scheduler`."""
-        self._queue.offer_spare(work)
-
-    async def close(self) -> None:
-        """See `Scheduler`; requests that are under way have all their turns."""
-        self._queue.close()
-        await asyncio.to_thread(self._release)
-
-    def _release(self) -> None:
-        for thread in self._threads:
-            thread.join()
-        for session in {id(session): session for session in self._parts.sessions}.values():
-            session.close()
 
     def _call(self, request: InferenceRequest) -> OpenCall:
         if request.rows != 1:

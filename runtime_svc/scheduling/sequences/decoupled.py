@@ -21,7 +21,7 @@ from dovetail.engines.base import Session
 from dovetail.errors import CancelledError, DovetailError, EngineError
 from dovetail.tensor import Array
 from runtime_svc.scheduling.call_context import expectation_of
-from runtime_svc.scheduling.decoupled import DecoupledSession
+from runtime_svc.scheduling.decoupled.session import DecoupledSession
 from runtime_svc.scheduling.reply_buffer import CallerGoneError
 from runtime_svc.scheduling.sequences.batch import Row, SequenceBatch
 from runtime_svc.scheduling.sequences.queue import SequenceQueue

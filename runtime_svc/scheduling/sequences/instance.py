@@ -7,7 +7,6 @@ Queueing and the ends of sequences are `queue`'s; what goes into a run and comes
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -19,6 +18,7 @@ from runtime_svc.scheduling.sequences.batch import SequenceBatch
 from runtime_svc.scheduling.sequences.decoupled import DecoupledSteps
 from runtime_svc.scheduling.sequences.queue import SequenceQueue
 from runtime_svc.scheduling.sequences.table import QueuedStep
+from runtime_svc.scheduling.ticket import settle
 from runtime_svc.spare_time import SpareWork
 from runtime_svc.statistics import Execution
 
@@ -55,20 +55,17 @@ class SequenceInstance:
         self._expect = expectation_of(session)
         self._alone = DecoupledSteps(session, queue, model=model, record=record) if alone else None
         self._running: tuple[SequenceBatch | None, int | None] = (None, None)
-        self._thread = threading.Thread(target=self._serve, name=f"{model}-sequences-{number}", daemon=True)
 
-    @property
-    def alive(self) -> bool:
-        """True while the thread runs."""
-        return self._thread.is_alive()
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def join(self) -> None:
-        """Wait until the thread has ended; blocks, so call it off the event loop."""
-        self._thread.join()
+    def serve(self) -> None:
+        """Its thread's work, to the end."""
+        while (task := self._queue.take(self._number, self._generation)) is not None:
+            if isinstance(task, SpareWork):
+                task.run(self._session)
+            elif self._alone is not None:
+                self._alone.run(task, self._generation)
+            else:
+                self._run(task)
+            del task  # so that its arrays do not live on while the thread waits
 
     def leave(self, queued: QueuedStep) -> None:
         """Nobody waits for this request any more; any thread. The model is told if it runs and can be told."""
@@ -79,16 +76,6 @@ class SequenceInstance:
         place = None if batch is None else batch.place_of(queued)
         if place is not None and number is not None:
             self._session.cancel(place, number)  # type: ignore[attr-defined]  # means nothing if it is over by now
-
-    def _serve(self) -> None:
-        while (task := self._queue.take(self._number, self._generation)) is not None:
-            if isinstance(task, SpareWork):
-                task.run(self._session)
-            elif self._alone is not None:
-                self._alone.run(task, self._generation)
-            else:
-                self._run(task)
-            del task  # so that its arrays do not live on while the thread waits
 
     def _run(self, batch: SequenceBatch) -> None:
         taken = batch.taken
@@ -101,7 +88,7 @@ class SequenceInstance:
 
         def resolve_all() -> None:
             for (_, row), result in zip(taken, results, strict=True):
-                row.queued.resolve(result)
+                settle(row.queued.future, result)
 
         taken[0][1].queued.future.get_loop().call_soon_threadsafe(resolve_all)
 

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from dovetail.clock import Clock
 from dovetail.errors import CancelledError, DeadlineError, DovetailError, UnavailableError
+from runtime_svc.scheduling.engine_queue import EngineQueue
 from runtime_svc.scheduling.sequences.batch import SequenceBatch, SequencePlan, form_alone, form_direct, form_oldest
 from runtime_svc.scheduling.sequences.table import OpenSequence, QueuedStep, SequenceTable, not_started
-from runtime_svc.spare_time import SpareQueue, SpareWork
+from runtime_svc.spare_time import SpareWork
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ EXPIRED = "timeout of the corresponding sequence has been expired"
 STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
 
 
-class SequenceQueue:
+class SequenceQueue(EngineQueue):
     """See the module. `add` and `withdraw` belong to the event loop, `take` and `finish` to instances' threads.
 
     Args:
@@ -39,12 +39,10 @@ class SequenceQueue:
     """
 
     def __init__(self, model: str, *, plan: SequencePlan, table: SequenceTable, clock: Clock, most: int) -> None:
+        super().__init__()
         self._model, self._plan, self._table, self._clock, self._most = model, plan, table, clock, most
         self._former = form_alone if plan.alone else form_oldest if plan.config.oldest else form_direct
-        self._changed = threading.Condition()
         self._pending = 0
-        self._spare = SpareQueue()
-        self._closed = False
         self._has_successor = False
         self._first_idle_s = -math.inf  # no sequence is idle for too long before
         self._first_late_s = math.inf  # no request is late before
@@ -99,12 +97,6 @@ class SequenceQueue:
         with self._changed:
             self._end(sequence, why)
 
-    def offer_spare(self, work: SpareWork[Any]) -> None:
-        """Have a thread do this when its instance has nothing to run."""
-        with self._changed:
-            self._spare.offer(work)
-            self._changed.notify_all()
-
     def keep_open(self) -> None:
         """There is a successor: when closed, serve the sequences that are open until they end."""
         with self._changed:
@@ -114,13 +106,6 @@ class SequenceQueue:
         """There is no successor any more: when closed, end once what waits has been served."""
         with self._changed:
             self._has_successor = False
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """Start no more sequences. Spare work that has not begun is cancelled."""
-        with self._changed:
-            self._closed = True
-            self._spare.close()
             self._changed.notify_all()
 
     def take(self, instance: int, generation_now: Callable[[], int]) -> SequenceBatch | SpareWork[Any] | None:

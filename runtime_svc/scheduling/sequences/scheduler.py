@@ -16,27 +16,24 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import Any
 
 from dovetail.errors import InvalidInputError
 from dovetail.tensor import Array
 from runtime_svc.configuration.serving_config import ControlKind, SequenceBatching
 from runtime_svc.scheduling.base import SchedulerParts
-from runtime_svc.scheduling.decoupled import check_decoupled, only_reply
-from runtime_svc.scheduling.reply_buffer import ReplyBuffer
+from runtime_svc.scheduling.decoupled.session import check_decoupled
+from runtime_svc.scheduling.engine_queue import MAX_WAITING
+from runtime_svc.scheduling.reply_buffer import ReplyBuffer, only_reply
 from runtime_svc.scheduling.request import InferenceRequest, SequenceStep
 from runtime_svc.scheduling.sequences.batch import SequencePlan
 from runtime_svc.scheduling.sequences.instance import SequenceInstance
 from runtime_svc.scheduling.sequences.queue import SequenceQueue
 from runtime_svc.scheduling.sequences.signature import check_id, check_sequences
 from runtime_svc.scheduling.sequences.table import QueuedStep, SequenceTable
-from runtime_svc.spare_time import SpareWork
-
-MAX_WAITING = 4096
-"""Most requests that wait, unless the configuration says otherwise."""
+from runtime_svc.scheduling.threaded import ThreadedScheduler
 
 
-class SequenceScheduler:
+class SequenceScheduler(ThreadedScheduler):
     """See `Scheduler`.
 
     Args:
@@ -46,6 +43,8 @@ class SequenceScheduler:
         InvalidInputError: The configuration does not fit the model.
         UnsupportedError: The model is decoupled, and a session gives one reply only.
     """
+
+    _queue: SequenceQueue
 
     def __init__(self, parts: SchedulerParts) -> None:
         config, facts = parts.config.sequences or SequenceBatching(), parts.facts
@@ -63,27 +62,13 @@ class SequenceScheduler:
             max_idle_s=config.max_idle_us / 1e6,
         )
         most = parts.config.max_queue_rows or MAX_WAITING
-        self._queue = SequenceQueue(facts.name, plan=plan, table=table, clock=parts.clock, most=most)
+        queue = SequenceQueue(facts.name, plan=plan, table=table, clock=parts.clock, most=most)
         self._predecessor: SequenceScheduler | None = None
         self._instances = [
-            SequenceInstance(number, session, self._queue, model=facts.name, record=parts.record, alone=self._decoupled)
+            SequenceInstance(number, session, queue, model=facts.name, record=parts.record, alone=self._decoupled)
             for number, session in enumerate(parts.sessions)
         ]
-
-    @property
-    def pending(self) -> int:
-        """Requests that wait for a run."""
-        return self._queue.pending
-
-    @property
-    def instances(self) -> int:
-        """Engine instances, each with its thread."""
-        return len(self._instances)
-
-    def start(self) -> None:
-        """Start the threads."""
-        for instance in self._instances:
-            instance.start()
+        super().__init__(parts, queue, [instance.serve for instance in self._instances])
 
     def take_over(self, replaced: object) -> None:
         """Send requests of sequences that are open in the scheduler that this one replaces there, until they end."""
@@ -139,28 +124,17 @@ class SequenceScheduler:
             if queued.replies.abandon():
                 self._leave(queued)
 
-    def offer_spare(self, work: SpareWork[Any]) -> None:
-        """See `Scheduler`."""
-        self._queue.offer_spare(work)
-
     async def close(self) -> None:
         """See `Scheduler`; with a successor, open sequences are served to their end."""
-        self._queue.close()
         if self._predecessor is not None and not self._queue.has_successor:
             self._predecessor.cut()
-        await asyncio.to_thread(self._release)
+        await super().close()
 
     def cut(self) -> None:
         """There is no successor any more: serve what is queued, and end."""
         self._queue.cut()
         if self._predecessor is not None:
             self._predecessor.cut()
-
-    def _release(self) -> None:
-        for instance in self._instances:
-            instance.join()
-        for session in {id(session): session for session in self._parts.sessions}.values():
-            session.close()
 
     def _leave(self, queued: QueuedStep) -> None:
         """Nobody waits for the answer any more: withdraw the request, or have the model told."""
@@ -178,7 +152,7 @@ class SequenceScheduler:
             return None
         if before.holds(sequence_id):
             return before
-        if not any(instance.alive for instance in before._instances):
+        if not before.alive:
             self._predecessor = before._predecessor
         return None
 

@@ -24,6 +24,7 @@ from dovetail.errors import DovetailError, InvalidInputError
 from dovetail.tensor import Array
 from runtime_svc.scheduling.reply_buffer import ReplyBuffer
 from runtime_svc.scheduling.request import InferenceRequest, SequenceStep
+from runtime_svc.scheduling.ticket import settle
 
 StepLayout = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Names, dtypes and shapes of a request's inputs."""
@@ -65,16 +66,7 @@ class QueuedStep:
         if isinstance(self.answer_to, ReplyBuffer):
             self.answer_to.finish(error)
         else:
-            self.answer_to.get_loop().call_soon_threadsafe(self.resolve, error)
-
-    def resolve(self, result: Mapping[str, Array] | DovetailError) -> None:
-        """Hand the one reply over, on the loop; nothing happens if the caller is gone."""
-        if self.future.done():
-            return
-        if isinstance(result, DovetailError):
-            self.future.set_exception(result)
-        else:
-            self.future.set_result(result)
+            self.answer_to.get_loop().call_soon_threadsafe(settle, self.answer_to, error)
 
 
 @dataclass(eq=False, slots=True)
