@@ -14,7 +14,7 @@ from dovetail.tensor import Array
 from runtime_svc.configuration.serving_config import ServingConfig
 from runtime_svc.repository import Repository
 from runtime_svc.served_model import ServedModel
-from tests.fakes.fake_sessions import FakeSession, facts_for
+from tests.fakes.fake_sessions import FakeSession, HeldSession, facts_for
 
 
 def serve(
@@ -35,6 +35,11 @@ def request_of(values: Array, *, request_id: str = "", model: str = "m", version
     return request
 
 
+def call_of(value: float = 1.0, *, rows: int = 1, columns: int = 2) -> oip.ModelInferRequest:
+    """A request whose values are all the same."""
+    return request_of(np.full((rows, columns), value, dtype=np.float32))
+
+
 def ones(rows: int = 1, value: float = 1.0) -> Array:
     """Rows of two equal values."""
     return np.full((rows, 2), value, dtype=np.float32)
@@ -43,6 +48,24 @@ def ones(rows: int = 1, value: float = 1.0) -> Array:
 def values_of(response: oip.ModelInferResponse) -> Array:
     """A reply's only output."""
     return np.frombuffer(response.raw_output_contents[0], "<f4").reshape(tuple(response.outputs[0].shape))
+
+
+async def fill(
+    stub: oip.Stub, model: ServedModel, session: HeldSession
+) -> list[asyncio.Future[oip.ModelInferResponse]]:
+    """One request runs and one waits, until the session is released: a queue of one row is full."""
+    running = [asyncio.ensure_future(stub.ModelInfer(call_of()))]
+    await asyncio.to_thread(session.started.wait, 30)
+    running.append(asyncio.ensure_future(stub.ModelInfer(call_of())))
+    await settled(model, 1)
+    return running
+
+
+async def settled(model: ServedModel, pending: int) -> None:
+    """Until so many requests wait."""
+    async with asyncio.timeout(30):
+        while model.pending != pending:
+            await asyncio.sleep(0.01)
 
 
 async def read_late(stub: oip.Stub, request: oip.ModelInferRequest, count: int) -> tuple[int, int]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small transformer block as ONNX: normalisation, masked attention with a large constant, GELU; seeded weights."""
+"""Small transformer blocks as ONNX, with seeded weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MASKED = -1e9
 
 
 def transformer_block(*, opset: int = 20, gain: float = 1.0) -> Any:
-    """x and mask (batch, TOKENS) to y (batch, TOKENS, WIDTH).
+    """x and mask (batch, TOKENS) to y (batch, TOKENS, WIDTH): masked attention with a large constant, GELU.
 
     Args:
         opset: Of ai.onnx; Gelu needs 20.
@@ -65,6 +65,37 @@ def transformer_block(*, opset: int = 20, gain: float = 1.0) -> Any:
         value("mask", TensorProto.FLOAT, ["batch", TOKENS]),
     ]
     return model_of(nodes, inputs, [value("y", TensorProto.FLOAT, ["batch", TOKENS, WIDTH])], weights, opset=opset)
+
+
+def outlier_block() -> Any:
+    """x to y, both (batch, TOKENS, WIDTH), without mask and GELU; two channels have outliers, as trained ones do."""
+    random = np.random.default_rng(3)
+
+    def tensor(name: str, *shape: int) -> Any:
+        values = random.standard_normal(shape) / np.sqrt(shape[0]) * (0.1 if name in ("wq", "wk") else 1)
+        return numpy_helper.from_array(values.astype(np.float32), name)
+
+    gamma = np.ones(WIDTH, np.float32)
+    gamma[[3, 17]] = 8
+    weights = [tensor(name, WIDTH, WIDTH) for name in ("wq", "wk", "wv", "wf")]
+    weights += [numpy_helper.from_array(gamma, "gamma"), numpy_helper.from_array(np.zeros(WIDTH, np.float32), "beta")]
+    node = helper.make_node
+    nodes = [
+        node("LayerNormalization", ["x", "gamma", "beta"], ["n"], name="norm", axis=-1),
+        node("MatMul", ["n", "wq"], ["q"], name="query"),
+        node("MatMul", ["n", "wk"], ["k"], name="key"),
+        node("MatMul", ["n", "wv"], ["v"], name="value"),
+        node("Transpose", ["k"], ["kt"], name="turn", perm=[0, 2, 1]),
+        node("MatMul", ["q", "kt"], ["s"], name="scores"),
+        node("Softmax", ["s"], ["p"], name="softmax", axis=-1),
+        node("MatMul", ["p", "v"], ["a"], name="mix"),
+        node("Add", ["a", "x"], ["r"], name="residual"),
+        node("MatMul", ["r", "wf"], ["f"], name="forward"),
+        node("Add", ["f", "r"], ["y"], name="out"),
+    ]
+    value = helper.make_tensor_value_info
+    shape = ["batch", TOKENS, WIDTH]
+    return model_of(nodes, [value("x", 1, shape)], [value("y", 1, shape)], weights)
 
 
 def token_samples(count: int, *, seed: int = 1) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,29 +20,13 @@ from dovetail.negotiation import negotiate
 from dovetail.pb.v1 import artifacts_pb2
 from dovetail.probe import measure
 from dovetail.rules.onnxruntime_recipes import static_flavour
-from runtime_svc.acquire.activate import Activator, Machine
-from runtime_svc.acquire.backoff import Backoff
-from runtime_svc.acquire.fetch import ChunkFetcher
-from runtime_svc.acquire.figures import FiguresFile
-from runtime_svc.acquire.local_cache import LocalCache
-from runtime_svc.acquire.measurement import MeasurementOptions, NodeMeasurements
-from runtime_svc.acquire.negotiate import OfferClient, Wish
-from runtime_svc.acquire.slots import SlotStore
-from runtime_svc.acquire.updater import ModelUpdater, Tools
-from runtime_svc.repository import Repository
-from runtime_svc.scheduling.request import InferenceRequest
 from tests.fakes.compiler_mesh import compiler_mesh, worker
 from tests.fakes.fake_artifact_cache import FakeArtifactCache
+from tests.fakes.measuring_node import MeasuringNode
 from tests.fakes.node_process import NodeProcess
-from tests.fakes.signing import trust_worker
 from tests.fakes.tiny_artifacts import DigitsArtifact, digits_artifact
 
-BUDGET_S = 0.2
 IMAGES = np.linspace(0, 1, 8 * 64, dtype=np.float32).reshape(8, 1, 8, 8)
-
-
-def quick() -> Backoff:
-    return Backoff(base_s=0.02, cap_s=0.05)
 
 
 @pytest.fixture
@@ -55,69 +38,6 @@ async def service() -> AsyncIterator[FakeArtifactCache]:
 @pytest.fixture(scope="module")
 def fingerprint() -> Fingerprint:
     return asyncio.run(measure())
-
-
-class MeasuringNode:
-    """The acquiring and measuring sides of one node, without its server."""
-
-    def __init__(self, root: Path, channel: grpc.aio.Channel, fingerprint: Fingerprint) -> None:
-        self.fingerprint = fingerprint
-        self.figures = FiguresFile(root / "measurements.json")
-        self.repository = Repository()
-        self.served: list[str] = []
-        cache, trust = LocalCache(root), trust_worker(root / "trusted-keys")
-        machine = Machine(fingerprint, 1, lambda: 0)
-        self.tools = Tools(
-            offers=OfferClient(channel, Wish("node-1", order_builds=False)),
-            fetcher=ChunkFetcher(channel, cache),
-            cache=cache,
-            slots=SlotStore(root / "slots"),
-            activator=Activator(cache, lambda: machine, trust),
-            repository=self.repository,
-            fingerprint=lambda: fingerprint,
-            trust=trust,
-            reconnect=quick,
-            retry=quick,
-        )
-        self.updater = ModelUpdater("digits", 0, self.tools, self._changed)
-        self.measurements = NodeMeasurements(
-            self.tools,
-            lambda: (self.updater,),
-            machine=lambda: machine,
-            figures=self.figures,
-            options=MeasurementOptions("node-1", BUDGET_S),
-        )
-
-    def _changed(self, model: str) -> None:
-        serving = self.updater.serving
-        key = serving.manifest.artifact_key if serving is not None else ""
-        if self.served[-1:] != [key]:
-            self.served.append(key)
-        self.measurements.notice_change()
-
-    async def serves(self, key: str) -> None:
-        async with asyncio.timeout(30):
-            while self.served[-1:] != [key]:
-                await asyncio.sleep(0.01)
-
-    async def logits(self, images: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-        with self.repository.lease("digits") as model:
-            return (await model.infer(InferenceRequest({"image": images}, rows=len(images))))["logits"]
-
-    def executions(self) -> int:
-        return self.repository.resolve("digits").statistics.snapshot().execution_count
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator["MeasuringNode"]:
-        tasks = [asyncio.create_task(self.updater.run()), asyncio.create_task(self.measurements.run())]
-        try:
-            yield self
-        finally:
-            for task in tasks:
-                task.cancel()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-            await self.repository.close()
-            assert all(isinstance(result, asyncio.CancelledError) for result in results), results
 
 
 NodeMaker = Callable[..., MeasuringNode]

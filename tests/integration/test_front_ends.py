@@ -21,18 +21,15 @@ import pytest
 
 from dovetail.errors import InvalidInputError, UnavailableError
 from dovetail.pb import oip
-from dovetail.tensor import Array
-from runtime_svc.configuration.serving_config import ServingConfig
 from runtime_svc.front_ends.options import FrontEndOptions
 from runtime_svc.front_ends.process import FrontEndProcess
 from runtime_svc.front_ends.server import FrontedServer
 from runtime_svc.log_control import LogControl
 from runtime_svc.protocol.inference import InferenceCore
 from runtime_svc.repository import Repository
-from runtime_svc.served_model import ServedModel
 from runtime_svc.server import start_inference_server
-from tests.fakes.fake_sessions import BrokenSession, DoublingSession, FakeSession, HeldSession, facts_for
-from tests.fakes.inference_calls import read_late
+from tests.fakes.fake_sessions import BrokenSession, DoublingSession, HeldSession
+from tests.fakes.inference_calls import call_of, fill, read_late, serve, settled, values_of
 from tests.fixtures_inference import RunningServer, running_server
 
 StatusCode = grpc.StatusCode
@@ -51,12 +48,6 @@ async def server() -> AsyncIterator[RunningServer]:
         yield running
 
 
-def serve(server: RunningServer, session: FakeSession, *, max_queue_rows: int = 0) -> ServedModel:
-    model = ServedModel.start(facts_for(session), [session], ServingConfig(max_queue_rows=max_queue_rows))
-    server.repository.install(model)
-    return model
-
-
 def front_ends(server: RunningServer) -> tuple[FrontEndProcess, ...]:
     assert isinstance(server.rpc, FrontedServer)
     assert server.rpc.front_ends is not None
@@ -65,23 +56,6 @@ def front_ends(server: RunningServer) -> tuple[FrontEndProcess, ...]:
 
 def pids(server: RunningServer) -> list[int]:
     return [process.pid for process in front_ends(server)]
-
-
-def request_of(value: float = 1.0, *, columns: int = 2, rows: int = 1) -> oip.ModelInferRequest:
-    values = np.full((rows, columns), value, np.float32)
-    request = oip.ModelInferRequest(model_name="m", raw_input_contents=[values.tobytes()])
-    request.inputs.add(name="x", datatype="FP32", shape=values.shape)
-    return request
-
-
-def values_of(response: oip.ModelInferResponse) -> Array:
-    return np.frombuffer(response.raw_output_contents[0], "<f4")
-
-
-async def settled(model: ServedModel, pending: int) -> None:
-    async with asyncio.timeout(30):
-        while model.pending != pending:
-            await asyncio.sleep(0.01)
 
 
 async def stubs(server: RunningServer, stack: AsyncExitStack, count: int) -> list[oip.Stub]:
@@ -94,16 +68,16 @@ async def stubs(server: RunningServer, stack: AsyncExitStack, count: int) -> lis
 
 
 async def test_hundreds_of_calls_at_once_over_many_connections_get_their_own_answers(server: RunningServer) -> None:
-    serve(server, DoublingSession())
+    serve(server.repository, DoublingSession())
 
     async def unary(stub: oip.Stub, number: int) -> None:
-        reply = await stub.ModelInfer(request_of(float(number), columns=1 + number % 7))
-        assert values_of(reply).tolist() == [2.0 * number] * (1 + number % 7)
+        reply = await stub.ModelInfer(call_of(float(number), columns=1 + number % 7))
+        assert values_of(reply).tolist() == [[2.0 * number] * (1 + number % 7)]
 
     async def streamed(stub: oip.Stub, first: int) -> None:
         numbers = range(first, first + 100)
-        call = stub.ModelStreamInfer(request_of(float(number)) for number in numbers)
-        assert [values_of(reply.infer_response)[0] async for reply in call] == [2.0 * number for number in numbers]
+        call = stub.ModelStreamInfer(call_of(float(number)) for number in numbers)
+        assert [values_of(reply.infer_response)[0, 0] async for reply in call] == [2.0 * number for number in numbers]
 
     async with AsyncExitStack() as stack:
         clients = await stubs(server, stack, 8)
@@ -114,7 +88,7 @@ async def test_hundreds_of_calls_at_once_over_many_connections_get_their_own_ans
 
 
 async def test_large_messages_pass_unchanged_both_ways(server: RunningServer) -> None:
-    serve(server, DoublingSession())
+    serve(server.repository, DoublingSession())
     values = np.arange(10 << 18, dtype=np.float32).reshape(1, -1)  # 10 MiB
     request = oip.ModelInferRequest(model_name="m", raw_input_contents=[values.tobytes()])
     request.inputs.add(name="x", datatype="FP32", shape=values.shape)
@@ -123,7 +97,7 @@ async def test_large_messages_pass_unchanged_both_ways(server: RunningServer) ->
     streamed = [reply async for reply in server.stub.ModelStreamInfer([request] * 3)]
 
     for reply in (unary, *(reply.infer_response for reply in streamed)):
-        assert np.array_equal(values_of(reply), values.ravel() * 2)
+        assert np.array_equal(values_of(reply), values * 2)
     assert len(streamed) == 3
 
 
@@ -135,15 +109,15 @@ async def test_errors_have_the_statuses_texts_and_trailers_of_a_server_without_f
             await running.stub.ModelInfer(request, metadata=(("x-request-id", "r-1"),))
         return caught.value.code(), caught.value.details(), tuple(caught.value.trailing_metadata())
 
-    requests = [oip.ModelInferRequest(model_name="nobody"), request_of(-1.0), request_of(rows=9)]
+    requests = [oip.ModelInferRequest(model_name="nobody"), call_of(-1.0), call_of(rows=9)]
     async with running_server() as plain:
         for running in (server, plain):
             session = BrokenSession(ZeroDivisionError("secret"))
             session.release(1000)
-            serve(running, session)
+            serve(running.repository, session)
         here, there = [[await told(running, request) for request in requests] for running in (server, plain)]
         monkeypatch.setattr(InferenceCore, "admit", lambda core, size: 1 / 0)  # a bug of ours
-        bug_here, bug_there = [await told(running, request_of()) for running in (server, plain)]
+        bug_here, bug_there = [await told(running, call_of()) for running in (server, plain)]
 
     assert here == there
     assert bug_here == bug_there
@@ -155,14 +129,11 @@ async def test_errors_have_the_statuses_texts_and_trailers_of_a_server_without_f
 
 async def test_a_full_queue_says_when_to_try_again(server: RunningServer) -> None:
     session = HeldSession()
-    model = serve(server, session, max_queue_rows=1)
-    running = [asyncio.ensure_future(server.stub.ModelInfer(request_of()))]
-    await asyncio.to_thread(session.started.wait, 30)
-    running.append(asyncio.ensure_future(server.stub.ModelInfer(request_of())))
-    await settled(model, 1)
+    model = serve(server.repository, session, max_queue_rows=1)
+    running = await fill(server.stub, model, session)
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await server.stub.ModelInfer(request_of())
+        await server.stub.ModelInfer(call_of())
     session.release(100)
     await asyncio.gather(*running)
 
@@ -172,18 +143,18 @@ async def test_a_full_queue_says_when_to_try_again(server: RunningServer) -> Non
 
 async def test_cancelled_and_late_calls_leave_the_queue_and_are_never_run(server: RunningServer) -> None:
     session = HeldSession()
-    model = serve(server, session)
-    first = asyncio.ensure_future(server.stub.ModelInfer(request_of()))
+    model = serve(server.repository, session)
+    first = asyncio.ensure_future(server.stub.ModelInfer(call_of()))
     await asyncio.to_thread(session.started.wait, 30)
-    cancelled = server.stub.ModelInfer(request_of())
-    stream = server.stub.ModelStreamInfer([request_of(), request_of()])
+    cancelled = server.stub.ModelInfer(call_of())
+    stream = server.stub.ModelStreamInfer([call_of(), call_of()])
     waiting = [asyncio.ensure_future(cancelled), asyncio.ensure_future(stream.read())]
     await settled(model, 3)
 
     cancelled.cancel()
     stream.cancel()
     with pytest.raises(grpc.aio.AioRpcError) as late:
-        await server.stub.ModelInfer(request_of(), timeout=0.2)
+        await server.stub.ModelInfer(call_of(), timeout=0.2)
     await settled(model, 0)
     session.release(100)
     await first
@@ -194,8 +165,8 @@ async def test_cancelled_and_late_calls_leave_the_queue_and_are_never_run(server
 
 
 async def test_a_stream_whose_client_does_not_read_holds_a_bounded_number_of_requests(server: RunningServer) -> None:
-    serve(server, DoublingSession())
-    megabyte = request_of(1.0, columns=250_000)
+    serve(server.repository, DoublingSession())
+    megabyte = call_of(1.0, columns=250_000)
     sent_while_unread, replies = await read_late(server.stub, megabyte, 250)
 
     assert sent_while_unread < 200
@@ -204,10 +175,10 @@ async def test_a_stream_whose_client_does_not_read_holds_a_bounded_number_of_req
 
 async def test_a_killed_front_end_costs_its_own_clients_their_calls_and_is_replaced(server: RunningServer) -> None:
     session = HeldSession()
-    serve(server, session)
+    serve(server.repository, session)
     async with AsyncExitStack() as stack:
         clients = await stubs(server, stack, 24)
-        calls = [asyncio.ensure_future(stub.ModelInfer(request_of())) for stub in clients]
+        calls = [asyncio.ensure_future(stub.ModelInfer(call_of())) for stub in clients]
         victim, other = pids(server)
         async with asyncio.timeout(30):
             while sum(process.link.calls for process in front_ends(server)) < 24:
@@ -220,20 +191,20 @@ async def test_a_killed_front_end_costs_its_own_clients_their_calls_and_is_repla
                 await asyncio.sleep(0.01)
         session.release(1000)
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        again = await asyncio.gather(*(stub.ModelInfer(request_of(3.0), wait_for_ready=True) for stub in clients))
+        again = await asyncio.gather(*(stub.ModelInfer(call_of(3.0), wait_for_ready=True) for stub in clients))
 
     failures = [outcome for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
     assert {failure.code() for failure in failures} == {StatusCode.UNAVAILABLE}
     assert 0 < len(failures) < 24, "the kernel gives all 24 connections to one of two once in ten million times"
-    assert all(values_of(reply)[0] == 1.0 for reply in outcomes if not isinstance(reply, BaseException))
-    assert all(values_of(reply)[0] == 3.0 for reply in again)
+    assert all(values_of(reply)[0, 0] == 1.0 for reply in outcomes if not isinstance(reply, BaseException))
+    assert all(values_of(reply)[0, 0] == 3.0 for reply in again)
     assert other in pids(server)
 
 
 async def test_what_runs_is_finished_when_the_server_stops(server: RunningServer) -> None:
     session = HeldSession()
-    serve(server, session)
-    running = asyncio.ensure_future(server.stub.ModelInfer(request_of(4.0)))
+    serve(server.repository, session)
+    running = asyncio.ensure_future(server.stub.ModelInfer(call_of(4.0)))
     await asyncio.to_thread(session.started.wait, 30)
 
     stopping = asyncio.ensure_future(server.rpc.stop(grace_s=30.0))
@@ -246,7 +217,7 @@ async def test_what_runs_is_finished_when_the_server_stops(server: RunningServer
                 break
     session.release(1)
 
-    assert values_of(await running)[0] == 4.0
+    assert values_of(await running)[0, 0] == 4.0
     assert refusal is StatusCode.UNAVAILABLE
     await stopping
     assert pids(server) == []

@@ -17,18 +17,16 @@ import pytest
 from dovetail.errors import BusyError, OverLimitError
 from dovetail.pb import oip
 from dovetail.tensor import TensorSpec
-from runtime_svc.configuration.serving_config import ServingConfig
 from runtime_svc.model_facts import ModelFacts
 from runtime_svc.protocol import response_encoding
 from runtime_svc.protocol.inference import InferenceCore
 from runtime_svc.protocol.requested_outputs import OutputForm
 from runtime_svc.protocol.response_encoding import ResponseEncoder
 from runtime_svc.repository import Repository
-from runtime_svc.served_model import ServedModel
 from runtime_svc.shared_memory import SharedMemoryRegions
 from runtime_svc.trace import Tracer
-from tests.fakes.fake_sessions import DoublingSession, FakeSession, HeldSession, facts_for
-from tests.fakes.inference_calls import read_late
+from tests.fakes.fake_sessions import DoublingSession, HeldSession
+from tests.fakes.inference_calls import call_of, fill, read_late, serve
 from tests.fixtures_inference import RunningServer, inference_server
 
 __all__ = ["inference_server"]
@@ -36,19 +34,6 @@ __all__ = ["inference_server"]
 StatusCode = grpc.StatusCode
 pytestmark = pytest.mark.timeout(60)
 MALFORMED = (b"\xff\xff", b"\x3a\x7f", b"\x0a\x02\xff\xff", b"\x2a\x02\x0a\x7f")
-
-
-def serve(server: RunningServer, session: FakeSession, *, max_queue_rows: int = 0) -> ServedModel:
-    model = ServedModel.start(facts_for(session), [session], ServingConfig(max_queue_rows=max_queue_rows))
-    server.repository.install(model)
-    return model
-
-
-def request_of(value: float = 1.0, columns: int = 2) -> oip.ModelInferRequest:
-    values = np.full((1, columns), value, np.float32)
-    request = oip.ModelInferRequest(model_name="m", raw_input_contents=[values.tobytes()])
-    request.inputs.add(name="x", datatype="FP32", shape=values.shape)
-    return request
 
 
 def raw_call(channel: grpc.aio.Channel) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
@@ -59,7 +44,7 @@ def raw_call(channel: grpc.aio.Channel) -> grpc.aio.UnaryUnaryMultiCallable[byte
 async def test_what_is_no_request_is_internal_and_costs_the_next_one_nothing(
     inference_server: RunningServer, message: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    serve(inference_server, DoublingSession())
+    serve(inference_server.repository, DoublingSession())
 
     with caplog.at_level(logging.WARNING), pytest.raises(grpc.aio.AioRpcError) as caught:
         await raw_call(inference_server.channel)(message)
@@ -67,16 +52,16 @@ async def test_what_is_no_request_is_internal_and_costs_the_next_one_nothing(
     assert caught.value.code() is StatusCode.INTERNAL
     assert "cannot be parsed" in (caught.value.details() or "")
     assert "rpc.bug" not in caplog.text
-    assert (await inference_server.stub.ModelInfer(request_of())).outputs
+    assert (await inference_server.stub.ModelInfer(call_of())).outputs
 
 
 @pytest.mark.parametrize("message", MALFORMED)
 async def test_in_a_stream_it_ends_the_stream_after_the_replies_before_it(
     inference_server: RunningServer, message: bytes
 ) -> None:
-    serve(inference_server, DoublingSession())
+    serve(inference_server.repository, DoublingSession())
     call = inference_server.channel.stream_stream(oip.METHODS["ModelStreamInfer"].path)()
-    await call.write(request_of().SerializeToString())
+    await call.write(call_of().SerializeToString())
     first = oip.ModelStreamInferResponse.FromString(await call.read())
 
     await call.write(message)
@@ -89,15 +74,11 @@ async def test_in_a_stream_it_ends_the_stream_after_the_replies_before_it(
 
 async def test_a_full_queue_says_when_to_try_again(inference_server: RunningServer) -> None:
     session = HeldSession()
-    model = serve(inference_server, session, max_queue_rows=1)
-    running = [asyncio.ensure_future(inference_server.stub.ModelInfer(request_of()))]
-    await asyncio.to_thread(session.started.wait, 30)
-    running.append(asyncio.ensure_future(inference_server.stub.ModelInfer(request_of())))
-    while not model.pending:
-        await asyncio.sleep(0.01)
+    model = serve(inference_server.repository, session, max_queue_rows=1)
+    running = await fill(inference_server.stub, model, session)
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await inference_server.stub.ModelInfer(request_of())
+        await inference_server.stub.ModelInfer(call_of())
     session.release(100)
     await asyncio.gather(*running)
 
@@ -108,12 +89,8 @@ async def test_a_full_queue_says_when_to_try_again(inference_server: RunningServ
 
 async def test_grpcs_own_retries_get_through_a_queue_that_was_full(inference_server: RunningServer) -> None:
     session = HeldSession()
-    model = serve(inference_server, session, max_queue_rows=1)
-    running = [asyncio.ensure_future(inference_server.stub.ModelInfer(request_of()))]
-    await asyncio.to_thread(session.started.wait, 30)
-    running.append(asyncio.ensure_future(inference_server.stub.ModelInfer(request_of())))
-    while not model.pending:
-        await asyncio.sleep(0.01)
+    model = serve(inference_server.repository, session, max_queue_rows=1)
+    running = await fill(inference_server.stub, model, session)
     # The policy alone would wait for minutes; what the server says is sooner.
     policy = {
         "maxAttempts": 5,
@@ -126,7 +103,7 @@ async def test_grpcs_own_retries_get_through_a_queue_that_was_full(inference_ser
     options = [("grpc.service_config", json.dumps(service)), ("grpc.enable_retries", 1)]
 
     async with grpc.aio.insecure_channel(inference_server.address, options=options) as channel:
-        patient = asyncio.ensure_future(oip.Stub(channel).ModelInfer(request_of(5.0), timeout=50))
+        patient = asyncio.ensure_future(oip.Stub(channel).ModelInfer(call_of(5.0), timeout=50))
         while not model.statistics.snapshot().fail.count:  # it was turned away
             await asyncio.sleep(0.01)
         session.release(100)
@@ -160,10 +137,8 @@ async def test_a_stream_whose_client_does_not_read_holds_a_bounded_number_of_req
     inference_server: RunningServer,
 ) -> None:
     session = DoublingSession()
-    serve(inference_server, session)
-    sent_while_unread, replies = await read_late(
-        inference_server.stub, request_of(1.0, columns=250_000), 400
-    )  # 1 MB each
+    serve(inference_server.repository, session)
+    sent_while_unread, replies = await read_late(inference_server.stub, call_of(1.0, columns=250_000), 400)  # 1 MB each
 
     assert sent_while_unread < 300
     assert replies == 400
@@ -172,8 +147,8 @@ async def test_a_stream_whose_client_does_not_read_holds_a_bounded_number_of_req
 async def test_a_region_that_is_gone_is_gone_for_requests_that_were_seen_before(
     inference_server: RunningServer,
 ) -> None:
-    serve(inference_server, DoublingSession())
-    stub, request = inference_server.stub, request_of()
+    serve(inference_server.repository, DoublingSession())
+    stub, request = inference_server.stub, call_of()
     request.ClearField("raw_input_contents")
     for key, value in (("region", "r"), ("byte_size", 8)):
         parameter = request.inputs[0].parameters[f"shared_memory_{key}"]

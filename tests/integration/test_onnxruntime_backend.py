@@ -28,8 +28,8 @@ from dovetail.recipe import Recipe
 from dovetail.rules import ModelFacts, onnxruntime_rules
 from dovetail.tensor import TensorSpec
 from tests.fakes.onnx_models import conv_net, images, load, model_of, save
+from tests.fakes.transformer import WIDTH, outlier_block
 
-WIDTH = 32
 MACHINE = Fingerprint(
     ClassFacts(arch="x86_64", cpu_features=frozenset({"avx2"}), runtimes={"onnxruntime": RuntimeLibrary("1.31.1")})
 )
@@ -62,37 +62,6 @@ def _small(recipe: Recipe) -> Recipe:
     return replace(recipe, options=options)
 
 
-def transformer_block() -> Any:
-    """Normalisation, attention and a feed-forward part over (batch, 8, 32), with outliers in two channels."""
-    random = np.random.default_rng(3)
-
-    def tensor(name: str, *shape: int) -> Any:
-        values = random.standard_normal(shape) / np.sqrt(shape[0]) * (0.1 if name in ("wq", "wk") else 1)
-        return numpy_helper.from_array(values.astype(np.float32), name)
-
-    gamma = np.ones(WIDTH, np.float32)
-    gamma[[3, 17]] = 8
-    weights = [tensor(name, WIDTH, WIDTH) for name in ("wq", "wk", "wv", "wf")]
-    weights += [numpy_helper.from_array(gamma, "gamma"), numpy_helper.from_array(np.zeros(WIDTH, np.float32), "beta")]
-    node = helper.make_node
-    nodes = [
-        node("LayerNormalization", ["x", "gamma", "beta"], ["n"], name="norm", axis=-1),
-        node("MatMul", ["n", "wq"], ["q"], name="query"),
-        node("MatMul", ["n", "wk"], ["k"], name="key"),
-        node("MatMul", ["n", "wv"], ["v"], name="value"),
-        node("Transpose", ["k"], ["kt"], name="turn", perm=[0, 2, 1]),
-        node("MatMul", ["q", "kt"], ["s"], name="scores"),
-        node("Softmax", ["s"], ["p"], name="softmax", axis=-1),
-        node("MatMul", ["p", "v"], ["a"], name="mix"),
-        node("Add", ["a", "x"], ["r"], name="residual"),
-        node("MatMul", ["r", "wf"], ["f"], name="forward"),
-        node("Add", ["f", "r"], ["y"], name="out"),
-    ]
-    value = helper.make_tensor_value_info
-    shape = ["batch", 8, WIDTH]
-    return model_of(nodes, [value("x", 1, shape)], [value("y", 1, shape)], weights)
-
-
 def tokens(count: int, *, seed: int = 1) -> Any:
     return np.random.default_rng(seed).standard_normal((count, 8, WIDTH)).astype(np.float32)
 
@@ -105,7 +74,7 @@ CONV = (
     images,
 )
 BLOCK = (
-    transformer_block,
+    outlier_block,
     BLOCK_FACTS,
     TensorSpec("x", "FP32", (-1, 8, WIDTH)),
     TensorSpec("y", "FP32", (-1, 8, WIDTH)),
@@ -181,7 +150,7 @@ def test_every_recipe_builds_twice_to_equal_bytes_and_is_right(
 def test_quantisable_nodes_are_what_the_recipe_quantises(build: Build, tmp_path: Path) -> None:
     backend = all_backends()["onnxruntime"]
     recipes = _recipes(BLOCK_FACTS)
-    path = save(transformer_block(), tmp_path / "m.onnx")
+    path = save(outlier_block(), tmp_path / "m.onnx")
     static = recipes["ort-int8-static-u8s8-rr"]
 
     assert backend.quantisable_nodes(path, recipes["ort-fp32"]) == ()
@@ -249,7 +218,7 @@ def test_a_detectors_decoding_stays_in_float(build: Build) -> None:
 
 
 def test_smoothing_changes_no_result_in_float_and_folds_into_the_normalisation(tmp_path: Path) -> None:
-    model = transformer_block()
+    model = outlier_block()
     feed = {"x": tokens(4)}
     expected = _reference(model, tmp_path, feed)["y"]
     groups = smooth_groups(model)
@@ -267,7 +236,7 @@ def test_smoothing_changes_no_result_in_float_and_folds_into_the_normalisation(t
 
 def test_smoothing_helps_where_few_channels_hold_the_outliers(build: Build, tmp_path: Path) -> None:
     feed = {"x": tokens(16, seed=9)}
-    expected = _reference(transformer_block(), tmp_path, feed)["y"]
+    expected = _reference(outlier_block(), tmp_path, feed)["y"]
 
     errors = {
         name: float(np.abs(_run(build(_recipes(BLOCK_FACTS)[name], BLOCK), feed)["y"] - expected).mean())
@@ -337,7 +306,7 @@ def test_weights_beside_the_model_stay_beside_it_and_are_found_by_digest_named_f
     source = tmp_path / "big" / "model.onnx"
     source.parent.mkdir()
     onnx.save_model(
-        transformer_block(), str(source), save_as_external_data=True, location="model.onnx.data", size_threshold=1024
+        outlier_block(), str(source), save_as_external_data=True, location="model.onnx.data", size_threshold=1024
     )
     recipe = _recipes(BLOCK_FACTS)[name]
     feed = {"x": tokens(4)}
@@ -349,7 +318,7 @@ def test_weights_beside_the_model_stay_beside_it_and_are_found_by_digest_named_f
     outputs = _run(replace(built, files=by_digest), feed)
 
     assert outputs.keys() == {"y"}
-    expected = _reference(transformer_block(), tmp_path, feed)["y"]
+    expected = _reference(outlier_block(), tmp_path, feed)["y"]
     assert np.abs(outputs["y"] - expected).mean() < 0.1 * np.abs(expected).mean()
     if name in ("ort-fp32", "ort-int8-static-u8s8-rr"):  # others have no tensor left that is large enough
         assert set(by_digest) == {"model.onnx", "model.onnx.data"}
