@@ -29,6 +29,10 @@ STREAM_INFER = oip.METHODS["ModelStreamInfer"].path
 _OWN_HEADERS = ("grpc-", "user-agent", ":")
 """Metadata that each connection makes for itself."""
 
+_SERVICES_WITH_STREAMS = ("/grpc.reflection.",)
+"""Beside inferences, only here do callers send several messages. Elsewhere the one message goes out with the call: a
+write of its own fails if the call has ended by then, and grpc.aio puts that in place of the status that ended it."""
+
 
 class InferenceErrors(grpc.aio.ServerInterceptor):
     """`ErrorInterceptor` around the inferences; the other RPCs have had theirs."""
@@ -78,7 +82,11 @@ class Handlers(grpc.GenericRpcHandler):
         """The handler of a method, whatever it is."""
         method = handler_call_details.method
         known = self._inferences.get(method)
-        return known or grpc.stream_stream_rpc_method_handler(_Passage(self._channel, method).serve)
+        if known is not None:
+            return known
+        if method.startswith(_SERVICES_WITH_STREAMS):
+            return grpc.stream_stream_rpc_method_handler(_Passage(self._channel.stream_stream(method)).serve)
+        return grpc.unary_stream_rpc_method_handler(_Passage(self._channel.unary_stream(method)).serve)
 
 
 async def _exchange(stream: StreamCall, context: Context) -> None:
@@ -106,14 +114,20 @@ async def _exchange(stream: StreamCall, context: Context) -> None:
 
 
 class _Passage:
-    """Passes the calls of one method on. Every kind of RPC is a stream both ways on the wire."""
+    """Passes the calls of one method on. One answer, on the wire, is a stream of one."""
 
-    def __init__(self, channel: grpc.aio.Channel, method: str) -> None:
-        self._call: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(method)
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
 
-    async def serve(self, requests: AsyncIterator[bytes], context: Context) -> None:
+    async def serve(self, given: bytes | AsyncIterator[bytes], context: Context) -> None:
+        """Serve one.
+
+        Args:
+            given: What the caller sends: a message, or several.
+            context: Of the call.
+        """
         metadata = [pair for pair in context.invocation_metadata() or () if not pair[0].startswith(_OWN_HEADERS)]
-        call = self._call(requests, timeout=context.time_remaining(), metadata=metadata)
+        call = self._call(given, timeout=context.time_remaining(), metadata=metadata)
         try:
             async for reply in call:
                 await context.write(reply)
@@ -122,9 +136,9 @@ class _Passage:
             status, text, trailers = error.code(), error.details() or "", error.trailing_metadata()
         finally:
             call.cancel()
-        given = tuple((key, value) for key, value in trailers or ())
+        passed = tuple((key, value) for key, value in trailers or ())
         if status is not grpc.StatusCode.OK:
-            if status is grpc.StatusCode.UNAVAILABLE and REQUEST_ID_METADATA_KEY not in dict(given):
+            if status is grpc.StatusCode.UNAVAILABLE and REQUEST_ID_METADATA_KEY not in dict(passed):
                 text = "the server is stopping; try again"  # said by gRPC, with an address that is nobody's business
-            await context.abort(status, text or "", trailing_metadata=given)
-        context.set_trailing_metadata(given)
+            await context.abort(status, text or "", trailing_metadata=passed)
+        context.set_trailing_metadata(passed)

@@ -223,11 +223,15 @@ async def test_what_runs_is_finished_when_the_server_stops(server: RunningServer
     assert pids(server) == []
 
 
-async def test_a_method_that_there_is_not_is_unimplemented(server: RunningServer) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await server.channel.unary_unary("/inference.GRPCInferenceService/Guess")(b"")
+async def test_a_method_that_there_is_not_is_unimplemented_however_many_ask_for_it(server: RunningServer) -> None:
+    async def guess() -> tuple[StatusCode, str | None]:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await server.channel.unary_unary("/inference.GRPCInferenceService/Guess")(b"")
+        return caught.value.code(), caught.value.details()
 
-    assert (caught.value.code(), caught.value.details()) == (StatusCode.UNIMPLEMENTED, "Method not found!")
+    told = {outcome for _ in range(10) for outcome in await asyncio.gather(*(guess() for _ in range(20)))}
+
+    assert told == {(StatusCode.UNIMPLEMENTED, "Method not found!")}
 
 
 @pytest.mark.timeout(300)
