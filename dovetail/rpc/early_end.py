@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The status of a call that its peer ended while messages were still being sent to it.
+
+A server may refuse an upload long before its end. A write that is under way then fails, and grpc.aio (1.72 to 1.85)
+puts INTERNAL, "Internal error from Core", in place of the status that has just come: of a thousand uploads that were
+refused at once, a hundred lost the reason. The status was there for a moment, and done callbacks are called in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+T = TypeVar("T")
+_LOST = "Internal error from Core"
+
+
+async def reply_of(call: grpc.aio.StreamUnaryCall[Any, T]) -> T:
+    """The reply to a call that was just made and sends a stream.
+
+    Raises:
+        grpc.aio.AioRpcError: With the status that the peer gave.
+    """
+    ended: list[grpc.aio.AioRpcError] = []
+    call.add_done_callback(lambda done: ended.append(_end_of(done)))
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        if error.details() == _LOST and ended[0].code() is not grpc.StatusCode.OK:
+            raise ended[0] from None
+        raise
+
+
+def _end_of(call: Any) -> grpc.aio.AioRpcError:
+    return grpc.aio.AioRpcError(
+        code=_now(call.code()),
+        initial_metadata=_now(call.initial_metadata()),
+        trailing_metadata=_now(call.trailing_metadata()),
+        details=_now(call.details()),
+        debug_error_string=_now(call.debug_error_string()),
+    )
+
+
+def _now(ready: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns that has nothing to wait for, without giving others a turn."""
+    try:
+        ready.send(None)
+    except StopIteration as end:
+        value: T = end.value
+        return value
+    ready.close()
+    raise RuntimeError("the call has not ended")
