@@ -16,6 +16,7 @@ from dovetail.client.results import Tensors
 from dovetail.errors import DovetailError, IntegrityError, InvalidInputError
 from dovetail.pb import oip, oip_pb2
 from dovetail.rpc.channel import open_channel
+from dovetail.rpc.early_end import true_end
 from dovetail.rpc.status import translated_errors
 from dovetail.tensor import Array, TensorSpec, datatype_of, from_raw, to_raw
 
@@ -58,7 +59,7 @@ class InferenceNode:
         failed: list[BaseException] = []
         call = self._stub.ModelStreamInfer(_numbered(model, requests, version, outputs, failed))
         try:
-            with translated_errors(self.address):
+            with translated_errors(self.address), true_end(call):
                 async for response in call:
                     number = response.infer_response.id
                     if response.error_message:

@@ -19,7 +19,7 @@ from dovetail.pb.v1 import registry_pb2
 from dovetail.pb.v1.registry_pb2_grpc import ModelRegistryStub
 from dovetail.program.kinds import FileKind, kind_of, refuse_unopenable
 from dovetail.ranges import DimRange
-from dovetail.rpc.early_end import reply_of
+from dovetail.rpc.early_end import true_end
 from dovetail.tensor import TensorSpec
 from dovetail.wire import policy_message, range_message, tensor_spec_message
 
@@ -109,8 +109,10 @@ async def send_push(
             broken.append(exc)
             raise
 
+    call = registry.PushModel(messages(), timeout=PUSH_TIMEOUT_S)
     try:
-        reply: registry_pb2.PushModelResponse = await reply_of(registry.PushModel(messages(), timeout=PUSH_TIMEOUT_S))
+        with true_end(call):
+            reply: registry_pb2.PushModelResponse = await call
     except (grpc.RpcError, asyncio.CancelledError):
         if broken:
             raise broken[0] from None

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The status of a call that its peer ended while messages were still being sent to it.
 
-A server may refuse an upload long before its end. A write that is under way then fails, and grpc.aio (1.72 to 1.85)
-puts INTERNAL, "Internal error from Core", in place of the status that has just come: of a thousand uploads that were
-refused at once, a hundred lost the reason. The status was there for a moment, and done callbacks are called in it.
+A server may refuse an upload long before its end, or stop while a stream is open. A write that is under way then fails,
+and grpc.aio (seen in 1.72.1 and 1.85.1) puts INTERNAL, "Internal error from Core", in place of the status that has just
+come: of a thousand uploads that were refused at once, a hundred lost the reason. The status was there for a moment, and
+done callbacks are called in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import grpc
@@ -18,16 +20,20 @@ T = TypeVar("T")
 _LOST = "Internal error from Core"
 
 
-async def reply_of(call: grpc.aio.StreamUnaryCall[Any, T]) -> T:
-    """The reply to a call that was just made and sends a stream.
+@contextmanager
+def true_end(call: Any) -> Iterator[None]:
+    """Inside, a call that was just made and sends a stream fails with the status that its peer gave.
+
+    Args:
+        call: One of grpc.aio.
 
     Raises:
-        grpc.aio.AioRpcError: With the status that the peer gave.
+        grpc.aio.AioRpcError: With that status.
     """
     ended: list[grpc.aio.AioRpcError] = []
     call.add_done_callback(lambda done: ended.append(_end_of(done)))
     try:
-        return await call
+        yield
     except grpc.aio.AioRpcError as error:
         if error.details() == _LOST and ended[0].code() is not grpc.StatusCode.OK:
             raise ended[0] from None
