@@ -8,8 +8,9 @@ under each of the policies that bound a queue. Each promises an answer at the la
     a queue's timeout    the timeout, and its own run
     clients' deadlines   the deadline
 
-The 99th percentile of what was answered is held against that. Then the shape in which workers that each take everything
-that waits do worst: 32 callers in a closed loop on two instances of one thread.
+The 99th percentile of what was answered is held against that, with the mean of all runs as the time of one; how long
+runs of the slowest size took stands beside it. Then the shape in which workers that each take everything that waits do
+worst: 32 callers in a closed loop on two instances of one thread.
 
 python -m tests.bench overload
 """
@@ -26,7 +27,7 @@ from typing import Any
 from dovetail.probe import measure
 from tests.bench.batching_nets import write_minilm
 from tests.bench.figures import Figure
-from tests.bench.serving.bursts import Caller, configure, engine_figures
+from tests.bench.serving.bursts import Caller, EngineFigures, configure, engine_figures
 from tests.bench.serving.load import Outcome
 from tests.bench.serving.node import Net, artifact_of, request_of, serving
 
@@ -105,15 +106,17 @@ async def _overloaded(caller: Caller, policy: Policy, factor: float) -> list[Fig
     before = await engine_figures(caller.node, MODEL)
     outcome = await caller.open(factor * capacity, seconds=SECONDS, warmup_s=WARMUP_S, timeout_s=policy.timeout_s)
     engine = (await engine_figures(caller.node, MODEL)).since(before)
-    return _figures(f"{policy.name}, {factor:g} times too much", policy, outcome, capacity, engine.busy_s / engine.runs)
+    return _figures(f"{policy.name}, {factor:g} times too much", policy, outcome, capacity, engine)
 
 
-def _figures(title: str, policy: Policy, outcome: Outcome, capacity: float, run_s: float) -> list[Figure]:
+def _figures(title: str, policy: Policy, outcome: Outcome, capacity: float, engine: EngineFigures) -> list[Figure]:
     rate = outcome.answers / outcome.seconds
-    bound_ms = 1e3 * policy.bound_s(rate, run_s)
+    bound_ms = 1e3 * policy.bound_s(rate, engine.run_s)
     how = f"answered {rate:.1f}/s, refused {outcome.failures / outcome.seconds:.1f}/s"
+    run_ms, longest_ms = 1e3 * engine.run_s, 1e3 * engine.longest_run_s
     times = (
-        f"p50 {outcome.p50_ms:.0f} ms, p99 {outcome.p99_ms:.0f} ms, bound {bound_ms:.0f} ms; run {1e3 * run_s:.0f} ms"
+        f"p50 {outcome.p50_ms:.0f} ms, p99 {outcome.p99_ms:.0f} ms, bound {bound_ms:.0f} ms; run {run_ms:.0f} ms, of"
+        f" the slowest size {longest_ms:.0f} ms"
     )
     return [
         Figure(f"{title}: answered, of capacity", rate / capacity, "x", note=f"{how}; capacity {capacity:.1f}/s"),

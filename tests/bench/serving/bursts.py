@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,18 +59,36 @@ class EngineFigures:
     """What a model's engine did so far.
 
     Attributes:
-        busy_s: Its run time, summed over instances.
-        rows: Rows that were run.
-        runs: Runs.
+        sizes: Rows of a run -> how many runs had so many, and how long those took in all, in seconds.
     """
 
-    busy_s: float
-    rows: int
-    runs: int
+    sizes: Mapping[int, tuple[int, float]]
 
     def since(self, before: EngineFigures) -> EngineFigures:
         """Between two moments."""
-        return EngineFigures(self.busy_s - before.busy_s, self.rows - before.rows, self.runs - before.runs)
+        return EngineFigures(
+            {
+                rows: (runs - then[0], seconds - then[1])
+                for rows, (runs, seconds) in self.sizes.items()
+                if runs > (then := before.sizes.get(rows, (0, 0.0)))[0]
+            }
+        )
+
+    @property
+    def busy_s(self) -> float:
+        """Time of all runs, summed over instances."""
+        return sum(seconds for _, seconds in self.sizes.values())
+
+    @property
+    def run_s(self) -> float:
+        """Mean time of a run."""
+        return self.busy_s / sum(runs for runs, _ in self.sizes.values())
+
+    @property
+    def longest_run_s(self) -> float:
+        """Mean time of runs of the size that takes the longest, of sizes that at least a percent of all rows had."""
+        least_rows = 0.01 * sum(rows * runs for rows, (runs, _) in self.sizes.items())
+        return max(seconds / runs for rows, (runs, seconds) in self.sizes.items() if rows * runs >= least_rows)
 
 
 async def engine_figures(node: NodeProcess, model: str) -> EngineFigures:
@@ -77,8 +96,9 @@ async def engine_figures(node: NodeProcess, model: str) -> EngineFigures:
     reply = await node.ask("ModelStatistics", oip.ModelStatisticsRequest(name=model))
     assert isinstance(reply, oip.ModelStatisticsResponse)
     [of] = reply.model_stats
-    busy_ns = sum(batch.compute_infer.ns for batch in of.batch_stats)
-    return EngineFigures(busy_ns / 1e9, of.inference_count, of.execution_count)
+    return EngineFigures(
+        {each.batch_size: (each.compute_infer.count, each.compute_infer.ns / 1e9) for each in of.batch_stats}
+    )
 
 
 async def configure(node: NodeProcess, model: str, config: dict[str, Any]) -> None:
