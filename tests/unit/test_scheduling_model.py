@@ -164,7 +164,8 @@ async def test_waiting_requests_are_shared_among_idle_instances() -> None:
         tasks = [asyncio.create_task(model.infer(request_of(rows_of(1, value)))) for value in range(6)]
         await asyncio.sleep(0)
         for session in sessions:
-            await asyncio.to_thread(session.started.wait, 30)
+            assert await asyncio.to_thread(session.started.wait, 30)
+        for session in sessions:  # not before: one alone could do it all while the other thread wakes up
             session.release(10)
         answers = await asyncio.gather(*tasks)
 
