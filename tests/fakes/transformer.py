@@ -39,12 +39,7 @@ def transformer_block(*, opset: int = 20, gain: float = 1.0) -> Any:
     weights.append(numpy_helper.from_array(np.asarray([1], np.int64), "axis"))
     node = helper.make_node
     nodes = [
-        node("LayerNormalization", ["x", "gamma", "beta"], ["n"], name="norm", axis=-1),
-        node("MatMul", ["n", "wq"], ["q"], name="query"),
-        node("MatMul", ["n", "wk"], ["k"], name="key"),
-        node("MatMul", ["n", "wv"], ["v"], name="value"),
-        node("Transpose", ["k"], ["kt"], name="turn", perm=[0, 2, 1]),
-        node("MatMul", ["q", "kt"], ["s"], name="scores"),
+        *_scores(),
         node("Mul", ["s", "scale"], ["sc"], name="scaled"),
         node("Sub", ["one", "mask"], ["away"], name="away"),
         node("Mul", ["away", "masked"], ["bias"], name="bias"),
@@ -81,12 +76,7 @@ def outlier_block() -> Any:
     weights += [numpy_helper.from_array(gamma, "gamma"), numpy_helper.from_array(np.zeros(WIDTH, np.float32), "beta")]
     node = helper.make_node
     nodes = [
-        node("LayerNormalization", ["x", "gamma", "beta"], ["n"], name="norm", axis=-1),
-        node("MatMul", ["n", "wq"], ["q"], name="query"),
-        node("MatMul", ["n", "wk"], ["k"], name="key"),
-        node("MatMul", ["n", "wv"], ["v"], name="value"),
-        node("Transpose", ["k"], ["kt"], name="turn", perm=[0, 2, 1]),
-        node("MatMul", ["q", "kt"], ["s"], name="scores"),
+        *_scores(),
         node("Softmax", ["s"], ["p"], name="softmax", axis=-1),
         node("MatMul", ["p", "v"], ["a"], name="mix"),
         node("Add", ["a", "x"], ["r"], name="residual"),
@@ -96,6 +86,19 @@ def outlier_block() -> Any:
     value = helper.make_tensor_value_info
     shape = ["batch", TOKENS, WIDTH]
     return model_of(nodes, [value("x", 1, shape)], [value("y", 1, shape)], weights)
+
+
+def _scores() -> list[Any]:
+    """From x to attention's scores s, and its values v."""
+    node = helper.make_node
+    return [
+        node("LayerNormalization", ["x", "gamma", "beta"], ["n"], name="norm", axis=-1),
+        node("MatMul", ["n", "wq"], ["q"], name="query"),
+        node("MatMul", ["n", "wk"], ["k"], name="key"),
+        node("MatMul", ["n", "wv"], ["v"], name="value"),
+        node("Transpose", ["k"], ["kt"], name="turn", perm=[0, 2, 1]),
+        node("MatMul", ["q", "kt"], ["s"], name="scores"),
+    ]
 
 
 def token_samples(count: int, *, seed: int = 1) -> dict[str, Any]:
