@@ -25,7 +25,7 @@ from dovetail.pb.v1.artifacts_pb2_grpc import ArtifactCacheStub
 from dovetail.pb.v1.compiler_pb2_grpc import CompilerStub
 from dovetail.pb.v1.registry_pb2_grpc import ModelRegistryStub
 from tests.fakes.compiler_mesh import push_requests
-from tests.faults.ledger import ENDED, Ledger
+from tests.faults.ledger import ENDED, READY, Ledger
 from tests.faults.worker_process import MACHINE
 
 RETRIED = (
@@ -126,6 +126,21 @@ class Client:
             if time.monotonic() > deadline_s:
                 raise StuckError(f"build {key[:12]} has not ended within {self.cap_s} s: {build}")
             await asyncio.sleep(2 * PAUSE_S)
+
+    async def end_in_time(self, key: str) -> compiler_pb2.Build:
+        """As `end_of`; where the index may have to catch up, a build that was seen ready is waited for to be so again.
+
+        Who cancels it before META has been compared with the documents ends what META believes to be unfinished.
+        """
+        deadline_s = time.monotonic() + (CATCH_UP_S if self.forgetful else 0)
+        while True:
+            build = await self.end_of(key)
+            order = self.ledger.orders[key]
+            lost = READY in order.phases and build.phase != READY and not order.rebuilds
+            if not lost or time.monotonic() > deadline_s:
+                return build
+            self.ledger.refusals["get_build not READY"] += 1
+            await asyncio.sleep(5 * PAUSE_S)
 
     async def build(self, key: str) -> compiler_pb2.Build | None:
         request = compiler_pb2.GetBuildRequest(artifact_key=key)

@@ -192,13 +192,14 @@ class FaultMesh:
 
     async def _audit_order(self, client: Client, key: str) -> None:
         order = self.ledger.orders[key]
-        build = await client.end_of(key)
+        build = await client.end_in_time(key)
         if build.phase == READY:
             if await client.fetch_in_time(key) is None:
                 self.ledger.broken("lost", f"artifact {key[:12]} was published and is gone")
         elif build.phase == FAILED and not build.failure.kind:
             self.ledger.broken("untyped", f"build {key[:12]} failed without a kind: {build.message}")
-        if READY in order.phases[:-1] and not order.rebuilds:
+        ready_again = client.forgetful and build.phase == READY
+        if READY in order.phases[:-1] and not order.rebuilds and not ready_again:
             self.ledger.broken("lost", f"build {key[:12]} was ready and then {build.phase}")
 
     async def close(self) -> None:
