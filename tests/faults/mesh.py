@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from compiler_svc.keys import Keys
 from dovetail.store.redis_connection import RedisConnection, connect
 from tests.faults import trail
 from tests.faults.client import Client
@@ -134,6 +135,13 @@ class FaultMesh:
             yield connection
         finally:
             await connection.aclose()
+
+    async def end_leases(self) -> None:
+        """As if every worker had been silent for longer than its lease."""
+        leases = Keys().leases
+        async with self.redis() as redis:
+            for key in await redis.call("ZRANGE", leases, 0, -1):
+                await redis.call("ZADD", leases, "XX", 0, key)
 
     def steps(self) -> list[trail.Step]:
         """What the workers did so far."""

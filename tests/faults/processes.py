@@ -37,6 +37,13 @@ class Process:
     def alive(self) -> bool:
         return not self.ended.done()
 
+    @property
+    def frozen(self) -> bool:
+        """True while SIGSTOP holds it."""
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "T"
+        return False
+
     def send(self, number: int) -> None:
         """Send a signal to this process only, not to its children."""
         if self.alive:

@@ -37,17 +37,24 @@ def holder(mesh: FaultMesh, key: str) -> Process:
 
 
 async def one_job_for_each(mesh: FaultMesh, client: Client, fault: str) -> tuple[list[Process], list[str]]:
-    """Workers that come to grief at step 1, 2, 3 …, one after another, each in a job; and those jobs.
+    """Workers that come to grief at step 1, 2, 3 …, one after another, each in a job; and those jobs, to be taken over.
 
-    Their leases are long, so that none of them takes over from another.
+    Their leases are long, so that none of them takes over from another, and end when all have come to grief.
     """
     await asyncio.gather(*(worker.stop() for worker in mesh.workers.values()))
     workers, keys = [], []
     for step in range(1, STEPS):
         name = f"doomed-{step}"
-        workers.append(await mesh.start_worker(name, **{fault: str(step), "DOVETAIL_LEASE_S": "5"}))
+        workers.append(await mesh.start_worker(name, **{fault: str(step), "DOVETAIL_LEASE_S": "600"}))
         keys.append(await ordered(client, f"m-{step}"))
         await until(lambda name=name: any(item.worker == name for item in mesh.steps()) or _idle(mesh, keys))
+    begun = {item.worker for item in mesh.steps()}
+    for number, worker in enumerate(workers, 1):
+        if f"doomed-{number}" in begun:  # then it comes to its step, by its heartbeats if not by its job
+            await until(lambda worker=worker: worker.frozen or not worker.alive)
+        else:
+            await worker.stop()
+    await mesh.end_leases()
     return workers, keys
 
 
@@ -136,7 +143,8 @@ async def test_f09_worker_killed_at_every_step_leaves_one_result(mesh: FaultMesh
 async def test_f10_worker_that_wakes_after_its_lease_at_any_step_publishes_nothing(mesh: FaultMesh) -> None:
     """Each of many workers is stopped at another step of one build, and wakes when another has published it."""
     client = mesh.client()
-    asleep, keys = await one_job_for_each(mesh, client, SLEEP_AT)
+    doomed, keys = await one_job_for_each(mesh, client, SLEEP_AT)
+    asleep = [worker for worker in doomed if worker.alive]
     await mesh.keep_workers(2 + len(asleep))
     builds = await asyncio.gather(*(client.end_of(key) for key in keys))
     before = {key: await client.fetch(key) for key in keys}
