@@ -176,7 +176,8 @@ class OfferDesk:
                 shown = told
                 yield offer
             with suppress(TimeoutError):
-                await asyncio.wait_for(ticket.wait(), self._refresh_s)
+                async with asyncio.timeout(self._refresh_s):
+                    await ticket.wait()
 
     async def _load(self, model: str, version: int) -> Stock:
         record = await self._index.model(model, version)

@@ -63,7 +63,8 @@ class RedisGuard:
     async def _watch(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._meta.back.wait(), self._every_s)
+                async with asyncio.timeout(self._every_s):
+                    await self._meta.back.wait()
             self._meta.back.clear()
             try:
                 meta, blob = await self._inspect()

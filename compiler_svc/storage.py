@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from compiler_svc.collection.pins import Pins
@@ -145,8 +146,7 @@ async def wait_for_redis(redis: RedisConnection, stop: asyncio.Event, *, wait_s:
 
 async def pause(stop: asyncio.Event, seconds: float) -> bool:
     """Sleep, or less if `stop` is set meanwhile; returns whether it is."""
-    try:
-        await asyncio.wait_for(stop.wait(), seconds)
-    except TimeoutError:
-        return stop.is_set()
-    return True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    return stop.is_set()

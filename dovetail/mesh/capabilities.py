@@ -38,7 +38,8 @@ async def build_capabilities() -> dict[str, BuildCapability]:
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), _TIMEOUT_S)
+        async with asyncio.timeout(_TIMEOUT_S):
+            output, _ = await process.communicate()
         document = json.loads(output)
     except (TimeoutError, ValueError):
         return {}

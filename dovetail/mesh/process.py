@@ -89,7 +89,8 @@ class ChildProcess:
         if self.running:
             self._signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), grace_s)
+                async with asyncio.timeout(grace_s):
+                    await self._process.wait()
         await self.kill()
 
     async def kill(self) -> None:

@@ -105,7 +105,8 @@ async def _version_of(path: Path) -> tuple[int, int, int]:
             path, "--version", stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
-        output, _ = await asyncio.wait_for(process.communicate(), 5.0)
+        async with asyncio.timeout(5.0):
+            output, _ = await process.communicate()
     except (OSError, TimeoutError):
         return (0, 0, 0)
     match = _VERSION.search(output.decode("utf-8", "replace"))
