@@ -170,10 +170,3 @@ def wait_for(what: Callable[[], bool], timeout_s: float = 30.0) -> None:
     while not what():
         assert time.monotonic() < deadline_s, "it never came to be"
         time.sleep(0.005)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False

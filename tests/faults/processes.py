@@ -19,6 +19,8 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.fakes.process_state import STOPPED, state_of
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 END_S = 20.0
 _SOURCE = Path(__file__).resolve().parents[2]
@@ -40,9 +42,7 @@ class Process:
     @property
     def frozen(self) -> bool:
         """True while SIGSTOP holds it."""
-        with contextlib.suppress(OSError):
-            return Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "T"
-        return False
+        return state_of(self.pid) == STOPPED
 
     def send(self, number: int) -> None:
         """Send a signal to this process only, not to its children."""

@@ -22,6 +22,7 @@ from tests.fakes.acquiring_node import NodeMaker
 from tests.fakes.answering_artifacts import answering, who_answered
 from tests.fakes.fake_artifact_cache import FakeArtifactCache
 from tests.fakes.node_nursery import Child, Nursery, nursery
+from tests.fakes.process_state import STOPPED, state_of
 from tests.faults.seeds import session_seed
 from tests.fixtures_node import publish
 
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 async def killed_at(child: Child, calls: str, count: int) -> int:
     """Let a stopped child go on until that call; returns its exit code."""
     async with asyncio.timeout(30):
-        while Path(f"/proc/{child.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] != "T":
+        while state_of(child.pid) != STOPPED:
             await asyncio.sleep(0.001)
     tracer = await asyncio.create_subprocess_exec(
         "strace", "-f", "-p", str(child.pid), "-o", "/dev/null", "-e", f"trace={calls}",

@@ -25,6 +25,7 @@ from dovetail.mesh.parts import FREE_PORTS, Ports, check_ports
 from dovetail.mesh.process import ChildProcess, start_process
 from dovetail.mesh.redis_server import find_redis_program, ping, private_socket, redis_part
 from dovetail.mesh.supervisor import Part, Supervisor
+from tests.fakes.process_state import alive
 
 HOLDER = """
 import sys
@@ -60,15 +61,6 @@ def python_part(
         ready=is_ready,
         grace_s=grace_s,
     )
-
-
-def alive(pid: int) -> bool:
-    """False also for a zombie: nobody here may be waiting for a grandchild."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in ("Z", "X")
 
 
 def wait_gone(pid: int, timeout_s: float = 10.0) -> bool:

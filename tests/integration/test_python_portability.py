@@ -20,7 +20,8 @@ from runtime_svc.python_models import child_end, child_process, shared_pages
 from runtime_svc.python_models.child_end import end_descriptor
 from runtime_svc.python_models.session import PythonSession
 from tests.conformance.dialogue import same
-from tests.fixtures_python_models import MANY_THINGS, alive, do, floats, opened, wait_for
+from tests.fakes.process_state import alive
+from tests.fixtures_python_models import MANY_THINGS, do, floats, opened, wait_for
 
 
 def refuse(*arguments: object) -> int:

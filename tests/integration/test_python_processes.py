@@ -20,7 +20,8 @@ from runtime_svc.configuration.serving_config import ServingConfig
 from runtime_svc.python_models.open_model import folder_digest, open_python_model
 from runtime_svc.python_models.session import PythonSession
 from tests.conformance.dialogue import same
-from tests.fixtures_python_models import MANY_THINGS, alive, do, floats, opened, wait_for
+from tests.fakes.process_state import alive
+from tests.fixtures_python_models import MANY_THINGS, do, floats, opened, wait_for
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from dovetail.probe.child import ANSWER_MARK, ask, read_answer, run_script
 from dovetail.probe.tool import run_tool
+from tests.fakes.process_state import alive
 
 
 def python(code: str) -> tuple[str, ...]:
@@ -70,14 +70,9 @@ async def test_a_hanging_child_and_what_it_started_are_killed(tmp_path: Path) ->
 async def _is_gone(pid: int) -> bool:
     """True once the process has ended; init may need a moment to collect an orphan."""
     async with asyncio.timeout(10):
-        while True:
-            try:
-                if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                    return True
-                os.kill(pid, 0)
-            except (OSError, IndexError):
-                return True
+        while alive(pid):
             await asyncio.sleep(0.01)
+    return True
 
 
 async def test_endless_output_does_not_fill_memory_and_the_last_line_still_counts() -> None:
