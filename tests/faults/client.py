@@ -24,6 +24,7 @@ from dovetail.pb.v1 import artifacts_pb2, compiler_pb2, registry_pb2
 from dovetail.pb.v1.artifacts_pb2_grpc import ArtifactCacheStub
 from dovetail.pb.v1.compiler_pb2_grpc import CompilerStub
 from dovetail.pb.v1.registry_pb2_grpc import ModelRegistryStub
+from dovetail.rpc.early_end import true_end
 from tests.fakes.compiler_mesh import push_requests
 from tests.faults.ledger import ENDED, READY, Ledger
 from tests.faults.worker_process import MACHINE
@@ -41,9 +42,6 @@ CATCH_UP_S = 20.0
 TARGET = Fingerprint.from_bytes(MACHINE.read_bytes()).to_bytes()
 RECIPES = ("ort-fp32", "ort-int8-dynamic")
 _T = TypeVar("_T")
-_SEND_FAILED = "Internal error from Core"
-"""grpcio's own word, on the client's side, for a message that could not be sent because the call had just ended."""
-
 _NOT_FOUND = grpc.StatusCode.NOT_FOUND
 
 
@@ -82,7 +80,9 @@ class Client:
         """Push a model; returns its version."""
 
         async def call() -> registry_pb2.PushModelResponse:
-            return await self.models.PushModel(push_requests(name, [("model", data)]), timeout=CALL_S)
+            pushing = self.models.PushModel(push_requests(name, [("model", data)]), timeout=CALL_S)
+            with true_end(pushing):
+                return await pushing
 
         reply = await self.drive("push", call)
         self.ledger.model(name, reply.model.version, hashlib.sha256(data).hexdigest())
@@ -132,15 +132,10 @@ class Client:
 
         Who cancels it before META has been compared with the documents ends what META believes to be unfinished.
         """
-        deadline_s = time.monotonic() + (CATCH_UP_S if self.forgetful else 0)
-        while True:
-            build = await self.end_of(key)
-            order = self.ledger.orders[key]
-            lost = READY in order.phases and build.phase != READY and not order.rebuilds
-            if not lost or time.monotonic() > deadline_s:
-                return build
-            self.ledger.refusals["get_build not READY"] += 1
-            await asyncio.sleep(5 * PAUSE_S)
+        order = self.ledger.orders[key]
+        return await self._caught_up(
+            "get_build not READY", lambda: self.end_of(key), lambda build: build.phase == READY or not order.went_back
+        )
 
     async def build(self, key: str) -> compiler_pb2.Build | None:
         request = compiler_pb2.GetBuildRequest(artifact_key=key)
@@ -184,23 +179,13 @@ class Client:
 
     async def fetch_in_time(self, key: str) -> Manifest | None:
         """As `fetch`; where the index may have to catch up, None only if it does not."""
-        deadline_s = time.monotonic() + (CATCH_UP_S if self.forgetful else 0)
-        while True:
-            found = await self.fetch(key)
-            if found is not None or time.monotonic() > deadline_s:
-                return found
-            self.ledger.refusals["fetch NOT_FOUND"] += 1
-            await asyncio.sleep(5 * PAUSE_S)
+        return await self._caught_up("fetch NOT_FOUND", lambda: self.fetch(key), lambda found: found is not None)
 
     async def stored_in_time(self, name: str, version: int, *, there: bool) -> registry_pb2.Model | None:
         """As `stored`, in the same way: the model is asked for until it is there, or is not."""
-        deadline_s = time.monotonic() + (CATCH_UP_S if self.forgetful else 0)
-        while True:
-            found = await self.stored(name, version)
-            if (found is not None) == there or time.monotonic() > deadline_s:
-                return found
-            self.ledger.refusals["get_model NOT_FOUND"] += 1
-            await asyncio.sleep(5 * PAUSE_S)
+        return await self._caught_up(
+            "get_model NOT_FOUND", lambda: self.stored(name, version), lambda found: (found is not None) == there
+        )
 
     async def stored(self, name: str, version: int) -> registry_pb2.Model | None:
         request = registry_pb2.GetModelRequest(name=name, version=version)
@@ -255,8 +240,7 @@ class Client:
             except grpc.aio.AioRpcError as exc:
                 if absent and exc.code() == _NOT_FOUND:
                     return None
-                retried = exc.code() in RETRIED or (self.forgetful and exc.code() == _NOT_FOUND)
-                if not retried and exc.details() != _SEND_FAILED:
+                if exc.code() not in RETRIED and not (self.forgetful and exc.code() == _NOT_FOUND):
                     if exc.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
                         self.ledger.broken("untyped", f"{kind}: {exc.code().name} {exc.details()}")
                     raise
@@ -268,6 +252,16 @@ class Client:
             if time.monotonic() > deadline_s:
                 raise StuckError(f"{kind} was not answered within {self.cap_s} s; last: {why}")
             await asyncio.sleep(PAUSE_S)
+
+    async def _caught_up(self, why_not: str, ask: Callable[[], Awaitable[_T]], good: Callable[[_T], bool]) -> _T:
+        """Ask until the answer is good; where the index may have to catch up, as long as that may take, else once."""
+        deadline_s = time.monotonic() + (CATCH_UP_S if self.forgetful else 0)
+        while True:
+            found = await ask()
+            if good(found) or time.monotonic() > deadline_s:
+                return found
+            self.ledger.refusals[why_not] += 1
+            await asyncio.sleep(5 * PAUSE_S)
 
     async def _read(self, digests: list[str]) -> bytes:
         """Chunks in order, each as it must be."""

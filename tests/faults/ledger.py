@@ -46,6 +46,11 @@ class Order:
     rebuilds: int = 0
     cancelled: bool = False
 
+    @property
+    def went_back(self) -> bool:
+        """It was seen ready and then otherwise, though nobody asked for it to be built anew."""
+        return READY in self.phases[:-1] and not self.rebuilds
+
 
 @dataclass
 class Ledger:

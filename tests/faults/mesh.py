@@ -206,8 +206,7 @@ class FaultMesh:
                 self.ledger.broken("lost", f"artifact {key[:12]} was published and is gone")
         elif build.phase == FAILED and not build.failure.kind:
             self.ledger.broken("untyped", f"build {key[:12]} failed without a kind: {build.message}")
-        ready_again = client.forgetful and build.phase == READY
-        if READY in order.phases[:-1] and not order.rebuilds and not ready_again:
+        if order.went_back and not (client.forgetful and build.phase == READY):
             self.ledger.broken("lost", f"build {key[:12]} was ready and then {build.phase}")
 
     async def close(self) -> None:

@@ -27,7 +27,7 @@ async def count(messages: AsyncIterator[bytes], context: grpc.aio.ServicerContex
     number = 0
     async for message in messages:
         if message == b"no":
-            await context.abort(StatusCode.RESOURCE_EXHAUSTED, "over the quota", (("why", "quota"),))
+            await context.abort(*REFUSED)
         number += 1
     return str(number).encode()
 
@@ -36,7 +36,7 @@ async def echo(messages: AsyncIterator[bytes], context: grpc.aio.ServicerContext
     """Gives back what comes, but refuses as `count` does."""
     async for message in messages:
         if message == b"no":
-            await context.abort(StatusCode.RESOURCE_EXHAUSTED, "over the quota", (("why", "quota"),))
+            await context.abort(*REFUSED)
         yield message
 
 
