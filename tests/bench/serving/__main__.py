@@ -34,8 +34,9 @@ from tests.bench.serving.servers import SERVERS, Running, Server, StartError, ru
 from tests.bench.serving.venvs import InstallError
 from tests.bench.stolen import Stolen
 
-Results = dict[str, dict[str, list[Measured]]]
-"""Server -> case -> its measurements."""
+Rounds = dict[int, Measured]
+Results = dict[str, dict[str, Rounds]]
+"""Server -> case -> its measurements, by round; a round that failed is not there."""
 
 OURS = "dovetail"
 
@@ -52,7 +53,7 @@ def compare(servers: Sequence[Server], *, seconds: float, rounds: int) -> tuple[
             sys.stderr.write(f"round {number + 1} of {rounds} …\n")
             for case in CASES:
                 for server in up if number % 2 == 0 else up[::-1]:
-                    _measure_into(results[server.server.name], missing, case, server, folder, seconds)
+                    _measure_into(results[server.server.name], missing, case, server, folder, seconds, number)
     return results, missing
 
 
@@ -71,19 +72,20 @@ def _started(servers: Sequence[Server], stack: ExitStack, folder: Path, missing:
 
 
 def _measure_into(
-    figures: dict[str, list[Measured]],
+    figures: dict[str, Rounds],
     missing: dict[str, str],
     case: Case,
     started: Running,
     folder: Path,
     seconds: float,
+    number: int,
 ) -> None:
     what = f"{started.server.name}: {case.name}"
     if not case.fits(started):
         missing[what] = "the server has no such way"
         return
     try:
-        figures.setdefault(case.name, []).append(measure(case, started, folder, seconds=seconds, warmup_s=0.5))
+        figures.setdefault(case.name, {})[number] = measure(case, started, folder, seconds=seconds, warmup_s=0.5)
     except CaseError as error:
         missing[what] = str(error)
 
@@ -99,18 +101,19 @@ def _check_answer(started: Running, folder: Path) -> None:
 
 def medians(results: Results) -> dict[str, dict[str, Measured]]:
     """Server -> case -> the median of each figure."""
-    return {name: {case: _median(found) for case, found in cases.items() if found} for name, cases in results.items()}
+    return {name: {case: _median(found) for case, found in cases.items()} for name, cases in results.items()}
 
 
-def _median(found: Sequence[Measured]) -> Measured:
-    rows = [asdict(item) for item in found]
+def _median(found: Rounds) -> Measured:
+    rows = [asdict(item) for item in found.values()]
     return Measured(**{key: statistics.median(row[key] for row in rows) for key in rows[0]})
 
 
 def ratio(results: Results, name: str, case: str, of: Callable[[Measured], float]) -> float | None:
     """The median over rounds of a server's figure over ours in the same round; None if we have none."""
-    theirs, ours = results[name][case], results.get(OURS, {}).get(case)
-    return statistics.median(of(it) / of(our) for it, our in zip(theirs, ours, strict=False)) if ours else None
+    theirs, ours = results[name][case], results.get(OURS, {}).get(case, {})
+    both = theirs.keys() & ours.keys()
+    return statistics.median(of(theirs[number]) / of(ours[number]) for number in both) if both else None
 
 
 def show(results: Results, missing: Mapping[str, str]) -> None:
@@ -150,7 +153,7 @@ def write(results: Results, missing: Mapping[str, str], stolen_percent: float, f
         "requirements": {server.name: list(server.requirements) for server in SERVERS},
         "stolen_percent": stolen_percent,
         "figures": {
-            name: {case: [asdict(it) for it in found] for case, found in cases.items()}
+            name: {case: [asdict(it) for it in found.values()] for case, found in cases.items()}
             for name, cases in results.items()
         },
         "not_run": dict(missing),
